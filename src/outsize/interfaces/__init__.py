@@ -1,0 +1,1 @@
+"""What a person or a script talks to: the command line, progress, pictures."""

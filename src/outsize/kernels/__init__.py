@@ -1,0 +1,1 @@
+"""CPU matmul kernels and their plain-torch twins."""

@@ -1,0 +1,87 @@
+"""The Plan: a frozen value that alone crosses from planning to running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Mapping
+
+Weights = Literal["native", "int8", "int4"]
+WEIGHTS: tuple[Weights, ...] = ("native", "int8", "int4")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a model.
+
+    ``context``: most tokens of one sequence, prompt and answer together. ``batch``: sequences at once.
+    ``prompt``: tokens of the prompt that the first token waits for. ``ram_budget``: most bytes of resident memory of the
+    whole process, None for what the machine has free. ``weight_limits``: most bytes of weights at rest, per tier.
+    ``gpu_budgets``: most bytes of each GPU, in order; () for what each has free.
+    """
+
+    context: int = 2048
+    batch: int = 1
+    prompt: int = 512
+    ram_budget: int | None = None
+    gpu_budgets: tuple[int, ...] = ()
+    weight_limits: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Where one module rests and where it computes.
+
+    ``home``: gpu0..., ram or disk. ``compute``: gpu0..., or ram for the CPU. ``streamed``: read again in every sweep.
+    ``rows``: an embedding that is looked up on disk row by row, never read whole.
+    """
+
+    module: str
+    bytes: int
+    home: str
+    compute: str
+    reason: str
+    streamed: bool = False
+    rows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes planned on one tier."""
+
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    workspace_bytes: int = 0
+    ring_bytes: int = 0  # the buffers that streamed blocks pass through
+    overhead_bytes: int = 0  # Python, torch, the CUDA context
+    capacity_bytes: int = 0  # what may be used, of what is free
+
+    @property
+    def total_bytes(self) -> int:
+        """All that is planned here."""
+        return self.weights_bytes + self.kv_bytes + self.workspace_bytes + self.ring_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Seconds to the first token and per further token, and what holds them up."""
+
+    first_token_s: float
+    token_s: float
+    bottleneck: str
+    disk_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where everything goes for one weight format, how fast it will be, and whether it fits."""
+
+    weights: Weights
+    request: Request
+    fits: bool
+    shortfall_bytes: int
+    items: tuple[Item, ...]  # in the order of the spec's modules
+    ring_slots: int
+    ring_slot_bytes: int
+    usage: Mapping[str, Usage]  # by tier
+    predicted: Prediction
+    remedies: tuple[str, ...] = ()  # what would fit, where this does not

@@ -1,0 +1,1 @@
+"""Bind a transformers model to stored bytes, and sweep over it."""
