@@ -34,7 +34,9 @@ class OutsizeError(Exception):
     def _sentence(self) -> str:
         parts = [self.what]
         if self.need or self.have:
-            parts.append(", ".join(f"{word} {text}" for word, text in (("need", self.need), ("have", self.have)) if text))
+            parts.append(
+                ", ".join(f"{word} {text}" for word, text in (("need", self.need), ("have", self.have)) if text)
+            )
         if self.remedy:
             parts.append(f"try: {self.remedy}")
         return "; ".join(parts)

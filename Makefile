@@ -1,0 +1,41 @@
+# Every target sets itself up on a machine that has Python 3.11 or newer and nothing else; the second time is quick.
+# Versions come from constraints.txt.
+
+BASE_PYTHON := $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
+READY := .venv/.ready
+BENCH_READY := .venv-bench/.ready
+PURE := src/outsize/facts/*,src/outsize/planning/*
+
+.PHONY: demo test check bench gpu-check clean
+
+demo: $(READY)  ## plan the bundled model on a machine too small for it, then run it there
+	.venv/bin/outsize demo
+
+test: $(READY)  ## all tests, and every line of facts/ and planning/ covered
+	.venv/bin/python -m pytest --cov --cov-report=
+	.venv/bin/coverage report --include='$(PURE)' --fail-under=100 --show-missing --skip-covered
+
+check: $(READY)  ## format, lint, types, floors
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: $(BENCH_READY)  ## spill against accelerate and llama.cpp, the small variant
+	.venv-bench/bin/python bench/spill.py --small
+
+gpu-check:  ## the device checks, with the torch that is there: installs nothing
+	PYTHONPATH=src $${PYTHON:-python3} bench/gpu_check.py
+
+clean:  ## forget the environments
+	rm -rf .venv .venv-bench
+
+$(READY): pyproject.toml constraints.txt
+	$(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(BENCH_READY): pyproject.toml constraints.txt bench/requirements.txt
+	$(BASE_PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --requirement bench/requirements.txt --editable .
+	touch $@

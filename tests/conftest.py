@@ -1,0 +1,55 @@
+"""What every test gets: a cache folder of its own, and no network beyond this host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRATCH = pytest.StashKey[Path]()
+LOOPBACK = ("127.", "::1", "localhost")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Point every cache at a temporary folder before any library reads its environment (most do so at import)."""
+    scratch = Path(tempfile.mkdtemp(prefix="outsize-tests-"))
+    config.stash[SCRATCH] = scratch
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OUTSIZE_EMULATE_GPUS"):
+        os.environ.pop(name, None)
+    os.environ["HF_HOME"] = str(scratch / "huggingface")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["OUTSIZE_CACHE"] = str(scratch / "outsize")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the temporary folder."""
+    shutil.rmtree(config.stash[SCRATCH], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing kept by one test is seen by another."""
+    monkeypatch.setenv("OUTSIZE_CACHE", str(tmp_path / "outsize-cache"))
+
+
+@pytest.fixture(autouse=True)
+def this_host_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that talks to another host without the ``network`` marker."""
+    if request.node.get_closest_marker("network"):
+        yield
+        return
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(LOOPBACK):
+            pytest.fail(f"a test without the network marker connects to {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    yield
