@@ -1,0 +1,102 @@
+"""Rates for machines that nobody measured: one place for every constant, each rather too slow than too fast.
+
+Every figure that comes from here is marked assumed on its device, until ``outsize probe`` replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ALL_RATES = frozenset({"bytes_per_s", "link_bytes_per_s", "matmul_bytes_per_s", "flops"})
+
+# One core asks for some 10 GB/s (its line-fill buffers over DRAM latency); a desktop's two channels of DDR4-3200 give
+# about 40 of their 51 GB/s. Two cores: 20 GB/s.
+MEMORY_PER_CORE = 10e9
+MEMORY_MOST = 40e9
+
+# Sequential direct reads by the kind of drive: a PCIe 3 NVMe drive, SATA's 600 MB/s less protocol, outer tracks of a
+# spinning disk, gigabit network storage with some caching. Unknown drives are nearly always virtual NVMe.
+DISK = {"nvme": 2e9, "sata": 0.5e9, "spinning": 0.15e9, "network": 0.3e9, "": 2e9}
+
+# Weight bytes per second and core through a one-row matmul of torch 2.13, by the best instruction set. The first row is
+# half of what two threads reached on an AVX-512 BF16 machine (4096 x 16384; int8 and int4: torch's own packed kernels);
+# the rows below are cautious fractions, since torch has no half-precision matmul there and converts as it goes.
+CPU_MATMUL = {
+    "avx512_bf16": {"bfloat16": 7e9, "float16": 17e9, "float32": 10e9, "int8": 12e9, "int4": 9.5e9},
+    "avx512f": {"bfloat16": 4e9, "float16": 8e9, "float32": 10e9, "int8": 8e9, "int4": 6e9},
+    "": {"bfloat16": 2e9, "float16": 2e9, "float32": 8e9, "int8": 4e9, "int4": 3e9},
+}
+
+# Floating-point operations per second and core of many-row matmuls. With matrix units (AMX), two threads reached
+# 350 GFLOP/s in bfloat16; the rest follows from vector width at some 2 GHz and half of the peak. Quantised weights are
+# expanded to bfloat16 first.
+CPU_FLOPS = {
+    "amx_bf16": {"bfloat16": 175e9, "float16": 50e9, "float32": 60e9, "int8": 120e9, "int4": 120e9},
+    "avx512_bf16": {"bfloat16": 90e9, "float16": 30e9, "float32": 60e9, "int8": 60e9, "int4": 60e9},
+    "avx512f": {"bfloat16": 50e9, "float16": 20e9, "float32": 60e9, "int8": 40e9, "int4": 40e9},
+    "": {"bfloat16": 10e9, "float16": 5e9, "float32": 30e9, "int8": 10e9, "int4": 10e9},
+}
+
+# GPUs: what one-row matmuls get of the HBM or GDDR rate, large matmuls of the sheet's FLOP rate, pinned copies of the
+# link's (PCIe 3.0 x16: 12 of 15.75 GB/s).
+GPU_MATMUL_SHARE = 0.8
+GPU_FLOPS_SHARE = 0.5
+LINK_SHARE = 0.76
+PCIE_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}  # bytes per second, by generation
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRates:
+    """A GPU's figures as its maker prints them: bytes per second and dense FLOP/s with float32 sums.
+
+    ``bfloat16`` is 0 where there are no such matrix units; matmuls then run at the float32 rate.
+    """
+
+    memory: float
+    link: float
+    float32: float
+    float16: float
+    bfloat16: float
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """What copies from pinned memory get of the link."""
+        return self.link * LINK_SHARE
+
+    @property
+    def matmul_bytes_per_s(self) -> Mapping[str, float]:
+        """One-row matmuls read the weights and do little else, whatever their type."""
+        names = ("bfloat16", "float16", "float32", "int8", "int4")
+        return dict.fromkeys(names, self.memory * GPU_MATMUL_SHARE)
+
+    @property
+    def flops(self) -> Mapping[str, float]:
+        """Sustained rates of large matmuls. Quantised weights are expanded to 16 bits first."""
+        half = self.bfloat16 or self.float32
+        sheet = {"bfloat16": half, "float16": self.float16, "float32": self.float32}
+        sheet |= dict.fromkeys(("int8", "int4"), max(self.float16, half))
+        return {dtype: rate * GPU_FLOPS_SHARE for dtype, rate in sheet.items()}
+
+
+# An unknown GPU is taken for the slowest that people still use for this: some 300 GB/s, and PCIe 3.0 x16.
+UNKNOWN_GPU = GpuRates(memory=300e9, link=15.75e9, float32=8e12, float16=30e12, bfloat16=0)
+
+
+def memory_rate(cores: int) -> float:
+    """Bytes per second that ``cores`` cores read from memory."""
+    return min(MEMORY_PER_CORE * cores, MEMORY_MOST)
+
+
+def cpu_matmul(cores: int, memory: float, features: frozenset[str] = frozenset()) -> dict[str, float]:
+    """Weight bytes per second of one-row matmuls, per data type, never above the memory's rate."""
+    return {dtype: min(rate * cores, memory) for dtype, rate in _best(CPU_MATMUL, features).items()}
+
+
+def cpu_flops(cores: int, features: frozenset[str] = frozenset()) -> dict[str, float]:
+    """Floating-point operations per second of many-row matmuls, per data type."""
+    return {dtype: rate * cores for dtype, rate in _best(CPU_FLOPS, features).items()}
+
+
+def _best(table: Mapping[str, dict[str, float]], features: frozenset[str]) -> dict[str, float]:
+    return next(rates for feature, rates in table.items() if not feature or feature in features)

@@ -1,0 +1,71 @@
+"""What is true of a machine before any decision: where bytes can rest, how many are free, and how fast they move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, Mapping
+
+Kind = Literal["gpu", "ram", "disk"]
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One tier: ``gpu0``, ``gpu1``, ..., ``ram`` or ``disk``.
+
+    ``bytes_per_s``: the rate at which resident weights are read for compute (HBM, memory) or, for the disk, streamed.
+    ``matmul_bytes_per_s``: per data type, bytes of weights per second through a one-row matmul on this device (decode).
+    ``flops``: per data type, floating-point operations per second of large matmuls (prefill).
+    ``link_bytes_per_s``: host to device, for GPUs. Both mappings know torch's names of data types, and ``int8`` and
+    ``int4`` for weights quantised so. ``assumed``: the names of the fields above that nobody measured here; for one
+    entry of a mapping, ``"flops:bfloat16"``.
+    """
+
+    name: str
+    kind: Kind
+    capacity_bytes: int
+    free_bytes: int
+    bytes_per_s: float
+    label: str = ""  # "NVIDIA TITAN RTX", "/data on nvme0n1"
+    matmul_bytes_per_s: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    flops: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    link_bytes_per_s: float = 0.0
+    uuid: str = ""  # the device's own id: a GPU's, so that the runtime finds it under another numbering; a drive's source
+    emulated: bool = False
+    assumed: frozenset[str] = frozenset()
+
+    def is_assumed(self, field: str, key: str = "") -> bool:
+        """Whether nobody measured this rate here: of a mapping's entry ``key`` where one is given."""
+        return field in self.assumed or bool(key) and f"{field}:{key}" in self.assumed
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine: its GPUs in order, then ``ram``, then ``disk``."""
+
+    name: str
+    devices: tuple[Device, ...]
+    cores: int = 1
+
+    @property
+    def gpus(self) -> tuple[Device, ...]:
+        """The GPUs, gpu0 first."""
+        return tuple(d for d in self.devices if d.kind == "gpu")
+
+    @property
+    def ram(self) -> Device:
+        """Main memory."""
+        return next(d for d in self.devices if d.kind == "ram")
+
+    @property
+    def disk(self) -> Device:
+        """The drive that holds the model."""
+        return next(d for d in self.devices if d.kind == "disk")
+
+    def device(self, name: str) -> Device:
+        """The device of that name. Raises KeyError."""
+        for device in self.devices:
+            if device.name == name:
+                return device
+        raise KeyError(name)
