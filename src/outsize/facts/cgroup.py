@@ -47,7 +47,8 @@ def _folders(host: Host, controller: str) -> Iterator[PurePosixPath]:
         if controller not in controllers.split(","):
             continue
         for mount in host.mounts():
-            if mount.fstype == "cgroup2" if not controller else mount.fstype == "cgroup" and controller in mount.options:
+            v1 = mount.fstype == "cgroup" and controller in mount.options
+            if v1 if controller else mount.fstype == "cgroup2":
                 point = PurePosixPath(mount.point)
                 folder = point / _below(path, mount.root)
                 yield folder

@@ -33,9 +33,10 @@ def this_machine(
 ) -> Machine:
     """This machine with what is free now, named "local".
 
-    The disk is the file system that holds ``model_path``, or Hugging Face's cache where that is None. Rates are those of
-    ``profile`` where it has them, otherwise assumed. With OUTSIZE_EMULATE_GPUS the machine has the emulated GPUs of the
-    given sizes, computed by the CPU in main memory, and no real ones. Raises UsageError for a bad value of that variable.
+    The disk is the file system that holds ``model_path``, or Hugging Face's cache where that is None. Rates are
+    ``profile``'s where it has them, otherwise assumed. With OUTSIZE_EMULATE_GPUS the machine has the emulated GPUs of
+    the given sizes, computed by the CPU in main memory, and no real ones. Raises UsageError where that variable makes
+    no sense.
     """
     host = host or Host()
     cores = usable_cores(host)
@@ -80,7 +81,7 @@ def _emulated(sizes: str, ram: Device) -> tuple[Device, ...]:
     gpus = []
     for index, size in enumerate(map(parse_size, sizes.split(","))):
         if not size:
-            raise UsageError(f"an emulated GPU of no bytes in {EMULATE}={sizes}", need="sizes above zero", remedy="64MiB")
+            raise UsageError(f"an emulated GPU of no bytes: {EMULATE}={sizes}", need="sizes above zero")
         assumed = ram.assumed | ({"link_bytes_per_s"} if ram.is_assumed("bytes_per_s") else set())
         gpus.append(
             Device(
@@ -143,7 +144,8 @@ def _mount_of(host: Host, path: PurePosixPath) -> Mount:
     """The mount that the path lies on: the deepest one, and of those on one point the last."""
     around = [mount for mount in host.mounts() if path.is_relative_to(mount.point)]
     unknown = Mount("/", "/", "", "unknown", ())
-    return max(enumerate(around), key=lambda pair: (len(PurePosixPath(pair[1].point).parts), pair[0]), default=(0, unknown))[1]
+    # max() keeps the first of equals, so the last mount must come first.
+    return max(reversed(around), key=lambda mount: len(PurePosixPath(mount.point).parts), default=unknown)
 
 
 def _drive(host: Host, mount: Mount) -> str:

@@ -1,7 +1,7 @@
 """Spec-sheet figures of GPUs by the name that the driver gives them.
 
-Sources: NVIDIA's data sheets and architecture white papers. Columns: memory GB/s; host link GB/s, one way; dense TFLOP/s
-in float32, float16 and bfloat16 with float32 sums (0: no such matrix units).
+Sources: NVIDIA's data sheets and architecture white papers. Columns: memory GB/s; host link GB/s, one way; dense
+TFLOP/s in float32, float16 and bfloat16 with float32 sums (0: no such matrix units).
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ class Mount:
 class Host:
     """Reads the kernel's files below ``root``; a test gives a folder of its own for the root, and what it pretends."""
 
-    def __init__(self, root: Path = Path("/"), *, affinity: frozenset[int] | None = None, name: str | None = None) -> None:
+    def __init__(self, root: Path = Path("/"), *, cpus: frozenset[int] | None = None, name: str | None = None) -> None:
         self.root = root
-        self.affinity = affinity if affinity is not None else frozenset(os.sched_getaffinity(0))
+        self.affinity = cpus if cpus is not None else frozenset(os.sched_getaffinity(0))
         self.name = name if name is not None else os.uname().nodename
 
     def text(self, path: str | PurePosixPath) -> str | None:
@@ -53,7 +53,7 @@ def _parse_mount(line: str) -> Mount:
     """One line: ``36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue``."""
     ours, _, theirs = line.partition(" - ")
     _, _, _, root, point, *_ = ours.split()
-    fstype, source, options = (theirs.split(" ") + ["", ""])[:3]
+    fstype, source, options = [*theirs.split(" "), "", ""][:3]
     return Mount(_unescape(root), _unescape(point), fstype, _unescape(source), tuple(options.split(",")))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, Mapping
+from typing import Literal
 
 Kind = Literal["gpu", "ram", "disk"]
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -31,13 +32,13 @@ class Device:
     matmul_bytes_per_s: Mapping[str, float] = field(default_factory=lambda: NOTHING)
     flops: Mapping[str, float] = field(default_factory=lambda: NOTHING)
     link_bytes_per_s: float = 0.0
-    uuid: str = ""  # the device's own id: a GPU's, so that the runtime finds it under another numbering; a drive's source
+    uuid: str = ""  # its own id: a GPU's, so that the runtime finds it whatever its number; a disk's source
     emulated: bool = False
     assumed: frozenset[str] = frozenset()
 
     def is_assumed(self, field: str, key: str = "") -> bool:
         """Whether nobody measured this rate here: of a mapping's entry ``key`` where one is given."""
-        return field in self.assumed or bool(key) and f"{field}:{key}" in self.assumed
+        return field in self.assumed or (bool(key) and f"{field}:{key}" in self.assumed)
 
 
 @dataclass(frozen=True, slots=True)

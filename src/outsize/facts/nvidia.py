@@ -59,7 +59,8 @@ def _visible(nvml: Any, visible: str | None) -> Iterator[Any]:
         elif entry.startswith("MIG-"):
             named = [handle for handle in [_ask(nvml, "nvmlDeviceGetHandleByUUID", entry)] if handle is not None]
         else:  # "GPU-" and as many digits as tell it from the others
-            named = [h for h in every if entry.startswith("GPU-") and _text(nvml.nvmlDeviceGetUUID(h)).startswith(entry)]
+            uuids = [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in every] if entry.startswith("GPU-") else []
+            named = [handle for handle, uuid in zip(every, uuids, strict=False) if uuid.startswith(entry)]
         if len(named) != 1:
             return
         yield named[0]
