@@ -1,0 +1,344 @@
+"""The door to transformers: the one file that knows its internals.
+
+It answers two questions about a configuration and the tensors of a checkpoint, without reading or allocating a weight:
+how is each parameter made from the stored tensors (``rehearse``), and which modules does a forward pass visit, in which
+order, with how much cache and workspace (``survey``). Renaming, prefixes, tying, dtype rules and conversions are all
+transformers' own: its loader runs unmodified, over recording tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from outsize.errors import DamagedModel, UnsupportedModel, UsageError
+from outsize.facts.dtypes import BYTES
+from outsize.facts.measure import Measured, measure
+from outsize.facts.model import ModelSpec, ModuleSpec, Role, StoredTensor, TensorSpec
+from outsize.facts.recording import Expression, RecordingTensor, sources
+
+Same = Callable[[StoredTensor, StoredTensor], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One place in the model where a weight goes: ``module._parameters[attribute]`` or ``._buffers[attribute]``."""
+
+    module: nn.Module
+    attribute: str
+    buffer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One weight: its name, its expression over the checkpoint, and every place that shares it (tied weights)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    expression: Expression
+    slots: tuple[Slot, ...]
+    matmul: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A block, or a module outside the blocks that owns weights: the unit of placement.
+
+    ``modules`` are the modules before whose forward pass the weights must be there: the module itself and, where its
+    weights are tied, the others that use them.
+    """
+
+    name: str
+    role: Role
+    stack: str
+    modules: tuple[nn.Module, ...]
+    tied: tuple[str, ...]
+    weights: tuple[Weight, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """A transformers model without weights, and how to make each. Units stand in the order of the forward pass."""
+
+    model: PreTrainedModel
+    units: tuple[Unit, ...]
+
+
+def read_config(config: Mapping[str, Any]) -> Any:
+    """A transformers configuration from the contents of a config.json.
+
+    Raises UnsupportedModel for a model type that transformers does not know (code in a model's folder is never run) and
+    for a checkpoint that is quantised already.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
+        raise UnsupportedModel(
+            f"model type {model_type!r} is not one that transformers {transformers.__version__} knows",
+            remedy="a newer transformers; code that lies in a model's folder is never run",
+        )
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else "unknown"
+        raise UnsupportedModel(f"checkpoints quantised by {method!r} are not supported", remedy="the native checkpoint")
+    try:
+        return transformers.CONFIG_MAPPING[model_type].from_dict(dict(config))
+    except Exception as error:  # a configuration may fail in as many ways as it has fields
+        raise DamagedModel(f"config.json does not describe a {model_type} model: {error}") from error
+
+
+def model_class(config: Any, auto_class: str | None = None) -> type[PreTrainedModel]:
+    """The class to build: what ``auto_class`` maps to, else the config's architecture, else causal or encoder-decoder.
+
+    Raises UsageError for an auto class that transformers does not have or that does not know the model.
+    """
+    if auto_class is not None:
+        auto = getattr(transformers, auto_class, None)
+        mapping = getattr(auto, "_model_mapping", None)
+        if mapping is None:
+            raise UsageError(f"transformers has no auto class {auto_class!r}", remedy="AutoModel, AutoModelForCausalLM")
+        if type(config) not in mapping:
+            raise UsageError(f"{auto_class} has no {config.model_type} model")
+        found = mapping[type(config)]
+        return found[0] if isinstance(found, list | tuple) else found
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    for auto in (AutoModelForSeq2SeqLM, AutoModelForCausalLM) if config.is_encoder_decoder else (AutoModelForCausalLM,):
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]  # type: ignore[no-any-return]
+    raise UnsupportedModel(
+        f"no causal or encoder-decoder language model for {config.model_type!r}", remedy="name an auto_class"
+    )
+
+
+def config_tensors(config: Any, cls: type[PreTrainedModel]) -> tuple[StoredTensor, ...]:
+    """The tensors that a checkpoint of this configuration would hold, tied ones once, where there is no checkpoint.
+
+    Their data type is the config's; a config without one means float32. File and offset are empty.
+    """
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    with _quiet(), torch.device("meta"):
+        model = cls._from_config(config, dtype=dtype)
+    tied = set(model.all_tied_weights_keys)
+    return tuple(
+        StoredTensor(name, name_of(t.dtype), tuple(t.shape), "", 0, t.numel() * t.element_size())
+        for name, t in model.state_dict().items()
+        if name not in tied
+    )
+
+
+def rehearse(
+    config: Any, cls: type[PreTrainedModel], tensors: Sequence[StoredTensor], same: Same, folder: Path | None = None
+) -> Skeleton:
+    """transformers' own load over recording tensors: the model on ``meta``, and each weight's expression.
+
+    Raises DamagedModel where the checkpoint lacks a weight, or has one of another shape: a weight is never made up.
+    """
+    recorded = {stored.name: RecordingTensor.of(stored, same) for stored in tensors if stored.dtype in BYTES}
+
+    class Rehearsal(cls):  # type: ignore[valid-type, misc]
+        @staticmethod
+        def _finalize_model_loading(model: Any, load_config: Any, info: Any) -> Any:
+            _refuse_gaps(model, info)
+            return cls._finalize_model_loading(model, load_config, info)
+
+    Rehearsal.__name__ = cls.__name__
+    with _quiet(), _sequential_load():
+        model = Rehearsal.from_pretrained(None, config=config, state_dict=recorded, dtype="auto")
+    model.__class__ = cls
+    model.config.name_or_path = str(folder) if folder else ""
+    if folder is not None and (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    weights = _take_weights(model)
+    return Skeleton(model, tuple(_units(model, weights)))
+
+
+def survey(skeleton: Skeleton, name: str) -> ModelSpec:
+    """The ModelSpec of a skeleton: its units in the order of a real forward pass on ``meta``, with cache and workspace."""
+    model, config = skeleton.model, skeleton.model.config
+    measured = measure(model, [(unit.name, unit.modules, unit.role, unit.stack) for unit in skeleton.units])
+    by_name = {unit.name: unit for unit in skeleton.units}
+    modules = tuple(_module_spec(by_name[n], measured) for n in measured.order)
+    text = config.get_text_config(decoder=True)
+    sizes: dict[str, int] = {}
+    for module in modules:
+        for tensor in module.tensors:
+            sizes[tensor.stored] = sizes.get(tensor.stored, 0) + tensor.stored_bytes
+    return ModelSpec(
+        id=name,
+        architecture=type(model).__name__,
+        model_type=config.model_type,
+        encoder_decoder=bool(config.is_encoder_decoder),
+        max_positions=getattr(text, "max_position_embeddings", None),
+        vocab_size=text.vocab_size,
+        modules=modules,
+        workspace=measured.workspace,
+        buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers() if b.device.type != "meta"),
+        dtype=max(sizes, key=lambda dtype: sizes[dtype]),
+    )
+
+
+def in_order(skeleton: Skeleton, spec: ModelSpec) -> Skeleton:
+    """The skeleton with its units in the order of a spec that was surveyed from it earlier."""
+    by_name = {unit.name: unit for unit in skeleton.units}
+    if by_name.keys() != {module.name for module in spec.modules}:
+        raise DamagedModel(f"the model's modules are not those of the spec of {spec.id}")
+    return Skeleton(skeleton.model, tuple(by_name[module.name] for module in spec.modules))
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """torch's name of a data type: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
+    tensors = tuple(
+        TensorSpec(w.name, w.shape, _stored_dtype(w), name_of(w.dtype), w.matmul and unit.role == "block")
+        for w in unit.weights
+    )
+    return ModuleSpec(unit.name, unit.role, unit.stack, tensors, measured.cache[unit.name], unit.tied)
+
+
+def _stored_dtype(weight: Weight) -> str:
+    kinds = {source.dtype for source in sources(weight.expression)}
+    if len(kinds) != 1:
+        raise UnsupportedModel(f"{weight.name} is made from tensors of several data types: {', '.join(sorted(kinds))}")
+    return kinds.pop()
+
+
+def _refuse_gaps(model: Any, info: Any) -> None:
+    """Missing weights (unless tied to one that is there) and wrong shapes, before transformers would make them up."""
+    missing = set(info.missing_keys)
+    for target, source in model.all_tied_weights_keys.items():
+        if not {target, source} <= missing:
+            missing -= {target, source}
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise DamagedModel(f"the checkpoint lacks {len(missing)} of the weights of {type(model).__name__}: {some}, ...")
+    if info.mismatched_keys:
+        name, have, need = sorted(info.mismatched_keys)[0]
+        raise DamagedModel(f"{name} has the wrong shape", need=str(tuple(need)), have=str(tuple(have)))
+    if info.conversion_errors:
+        name, error = next(iter(info.conversion_errors.items()))
+        raise DamagedModel(f"{name} cannot be converted: {error}")
+
+
+def _take_weights(model: PreTrainedModel) -> dict[int, Weight]:
+    """Every weight by the identity of its parameter; recording tensors in the model give way to plain ``meta`` ones."""
+    found: dict[int, tuple[str, RecordingTensor, list[Slot]]] = {}
+    for prefix, module in model.named_modules():
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if isinstance(tensor, RecordingTensor):
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                slot = Slot(module, attribute, attribute in module._buffers)
+                found.setdefault(id(tensor), (name, tensor, []))[2].append(slot)
+            elif tensor is not None and attribute in module._parameters:
+                raise DamagedModel(f"{prefix}.{attribute} is in no file of the checkpoint")
+    weights = {}
+    for name, tensor, slots in found.values():
+        matmul = any(isinstance(s.module, nn.Linear) and s.attribute == "weight" for s in slots)
+        shared: Any = torch.empty_like(tensor.shadow)
+        shared = shared if slots[0].buffer else nn.Parameter(shared, requires_grad=False)
+        for slot in slots:
+            (slot.module._buffers if slot.buffer else slot.module._parameters)[slot.attribute] = shared
+        weight = Weight(name, tuple(tensor.shape), tensor.dtype, tensor.expression, tuple(slots), matmul)
+        weights[id(shared)] = weight
+    return weights
+
+
+def _units(model: PreTrainedModel, weights: dict[int, Weight]) -> Iterator[Unit]:
+    """Blocks first, then every other module that owns weights; a tied weight belongs to the last module that uses it."""
+    blocks = _blocks(model)
+    inside = {id(m): name for name, block in blocks.items() for m in block.modules()}
+    names = {id(module): name for name, module in model.named_modules()}
+    owners: dict[str, list[Weight]] = {}
+    sharers: dict[str, dict[str, nn.Module]] = {}
+    head = model.get_output_embeddings()
+    for weight in weights.values():
+        users: dict[str, nn.Module] = {}
+        for slot in weight.slots:
+            name = inside.get(id(slot.module)) or names[id(slot.module)]
+            users[name] = blocks.get(name, slot.module)
+        owner = next((n for n, m in users.items() if m is head), next(iter(users)))
+        owners.setdefault(owner, []).append(weight)
+        sharers.setdefault(owner, {}).update(users)
+    encoder = _encoder_prefix(model)
+    embeddings = model.get_input_embeddings()
+    by_name = dict(model.named_modules())
+    for owner, owned in owners.items():
+        module = by_name[owner]
+        users = {owner: module, **sharers[owner]}
+        role: Role = "other"
+        if owner in blocks:
+            role = "block"
+        elif module is head:
+            role = "head"
+        elif module is embeddings or isinstance(module, nn.Embedding):
+            role = "embedding"
+        stack = ("encoder" if owner.startswith(encoder) else "decoder") if encoder else ""
+        tied = tuple(name for name in users if name != owner)
+        yield Unit(owner, role, stack, tuple(users.values()), tied, tuple(owned))
+
+
+def _blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The outermost modules of the classes that transformers says must not be split, by name."""
+    classes = set(model._no_split_modules or ())
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if type(module).__name__ in classes and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    # A class may be listed that is no repeated layer (an embedding): only members of a list of layers are blocks.
+    repeated = {n: m for n, m in found.items() if n.rpartition(".")[2].isdigit()}
+    if repeated:
+        return repeated
+    longest: tuple[str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and (longest is None or len(module) > len(longest[1])):
+            longest = name, module
+    return {f"{longest[0]}.{i}": m for i, m in enumerate(longest[1])} if longest else {}
+
+
+def _encoder_prefix(model: PreTrainedModel) -> str:
+    if not model.config.is_encoder_decoder:
+        return ""
+    encoder = model.get_encoder()
+    return next(f"{name}." for name, module in model.named_modules() if module is encoder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' load reports and bars are about a load that does not happen."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _sequential_load() -> Iterator[None]:
+    """transformers loads in threads unless this variable is set; dispatch modes and recordings are per thread."""
+    before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+        else:
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before

@@ -1,0 +1,186 @@
+"""A forward pass on ``meta``, watched: the order of modules, the cache per token, the peak of live activations."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import EncoderDecoderCache, PreTrainedModel
+
+from outsize.errors import UnsupportedModel
+from outsize.facts.model import CacheSpec, WorkspaceSpec
+
+# Lengths of the rehearsed prompts: three points fix a polynomial of the second degree, and they are short enough for
+# every position table and long enough for integer division not to matter.
+LENGTHS = (8, 40, 104)
+
+Watched = tuple[str, tuple[nn.Module, ...], str, str]  # name, modules, role, stack
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one model's forward pass showed."""
+
+    order: tuple[str, ...]
+    cache: dict[str, CacheSpec]
+    workspace: WorkspaceSpec
+
+
+def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
+    """Runs ``model`` (all weights on ``meta``) on prompts of a few lengths.
+
+    ``units``: name, modules, role and stack of each unit of placement. Raises UnsupportedModel where the model cannot run
+    on shapes alone.
+    """
+    on_meta = _meta_buffers(model)
+    try:
+        passes = [_forward(model, length, units) for length in LENGTHS]
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be measured on shapes alone: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for module, name, buffer in on_meta:
+            module._buffers[name] = buffer
+    order = passes[0].order
+    missing = tuple(name for name, *_ in units if name not in order)
+    decoders = [name for name, _, role, stack in units if role == "block" and stack != "encoder"]
+    cache = {name: CacheSpec() for name, *_ in units}
+    layers = [_cache_spec(sizes) for sizes in zip(*(p.cache for p in passes), strict=True)]
+    if len(layers) == len(decoders):
+        cache.update(zip(decoders, layers, strict=True))
+    elif decoders:  # layers that share caches, or have none: the sum is what counts, on the first block
+        cache[decoders[0]] = _sum(layers)
+    return Measured((*order, *missing), cache, _fit([p.peak for p in passes]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    order: tuple[str, ...]
+    cache: tuple[tuple[int, int, int | None], ...]  # own bytes, cross bytes, window; per layer
+    peak: int
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that live at the same time, weights and buffers left out."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known, self.live, self.peak = known, 0, 0
+        self.seen: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 0  # a question about data (is any token padding?): the plain answer is no
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _follow(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen or key in self.known:
+            return
+        self.seen[key] = size
+        self.live += size
+        weakref.finalize(storage, self._forget, key).atexit = False
+
+    def _forget(self, key: int) -> None:
+        self.live -= self.seen.pop(key, 0)
+
+
+def _forward(model: PreTrainedModel, length: int, units: Sequence[Watched]) -> _Pass:
+    order: list[str] = []
+    hooks = []
+    for name, modules, role, _ in units:
+        last = modules[:1] if role == "head" else modules  # tied: the head's turn is when the head itself runs
+        for module in last:
+
+            def note(*_: Any, name: str = name) -> None:
+                if name not in order:
+                    order.append(name)
+
+            hooks.append(module.register_forward_pre_hook(note))
+    known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    accepted = inspect.signature(model.forward).parameters
+    ids = torch.zeros((1, length), dtype=torch.long, device="meta")
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    if "logits_to_keep" in accepted:
+        inputs["logits_to_keep"] = 1  # as generate() does
+    inputs = {k: v for k, v in inputs.items() if k in accepted or k == "input_ids"}
+    try:
+        with torch.inference_mode(), _LiveBytes(known) as live:
+            out = model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    held = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
+    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak)
+
+
+def _layer_bytes(cache: Any) -> list[tuple[int, int, int | None]]:
+    if cache is None:
+        return []
+    if isinstance(cache, EncoderDecoderCache):
+        own, cross = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
+        return [(_bytes(a), _bytes(b), _window(a)) for a, b in zip(own, cross, strict=True)]
+    return [(_bytes(layer), 0, _window(layer)) for layer in cache.layers]
+
+
+def _bytes(layer: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tree_leaves(vars(layer)) if isinstance(t, torch.Tensor))
+
+
+def _window(layer: Any) -> int | None:
+    return getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
+
+
+def _cache_spec(sizes: tuple[tuple[int, int, int | None], ...]) -> CacheSpec:
+    (own, cross, window), (own2, cross2, _) = sizes[0], sizes[1]
+    span = LENGTHS[1] - LENGTHS[0]
+    if window is not None and window < LENGTHS[1]:
+        per_token = own // min(window, LENGTHS[0])
+        return CacheSpec(per_token, window, 0, 0)
+    per_token, per_cross = (own2 - own) // span, (cross2 - cross) // span
+    return CacheSpec(per_token, window, per_cross, own - per_token * LENGTHS[0])
+
+
+def _sum(layers: Sequence[CacheSpec]) -> CacheSpec:
+    return CacheSpec(
+        per_token=sum(layer.per_token for layer in layers),
+        cross_per_token=sum(layer.cross_per_token for layer in layers),
+        fixed=sum(layer.fixed for layer in layers),
+    )
+
+
+def _fit(peaks: Sequence[int]) -> WorkspaceSpec:
+    """base + linear*n + square*n*n through the three measured points (Newton's divided differences)."""
+    (a, b, c), (pa, pb, pc) = LENGTHS, peaks
+    first, second = (pb - pa) / (b - a), (pc - pb) / (c - b)
+    square = (second - first) / (c - a)
+    linear = first - square * (a + b)
+    return WorkspaceSpec(base=round(pa - linear * a - square * a * a), linear=round(linear), square=square)
+
+
+def _meta_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
+    """Puts the model's real buffers (rotary tables) on ``meta`` and returns them, to be put back."""
+    real = []
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                real.append((module, name, buffer))
+                module._buffers[name] = buffer.to("meta")
+    return real

@@ -1,0 +1,143 @@
+"""Tensors that record what is done to them, so that a load can be rehearsed without a byte being read.
+
+A recording tensor has a shape and a data type and no data. Every operation on it runs on ``meta`` and is written down;
+what comes out carries the expression that made it. Replaying an expression on real bytes gives the real tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from outsize.facts.model import StoredTensor
+
+# Operations that give their input back: left out of expressions, so that a plain tensor stays a plain source.
+IDENTITIES = frozenset({"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A leaf: the tensor as it lies in its file."""
+
+    tensor: StoredTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operation of torch on expressions and constants; ``index`` picks one of several results."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(hash=False)
+    index: int | None = None
+
+
+Expression = Source | Call
+
+
+def sources(expression: Expression) -> Iterator[StoredTensor]:
+    """The stored tensors that an expression reads, in order; one that is read twice comes twice."""
+    if isinstance(expression, Source):
+        yield expression.tensor
+        return
+    for leaf in tree_leaves((expression.args, expression.kwargs), is_leaf=_is_expression):
+        if _is_expression(leaf):
+            yield from sources(leaf)
+
+
+def copies(expression: Expression) -> bool:
+    """Whether replaying makes new memory (a cast, a concatenation) instead of a view of the sources."""
+    if isinstance(expression, Source):
+        return False
+    inner = (leaf for leaf in tree_leaves((expression.args, expression.kwargs), is_leaf=_is_expression))
+    return not expression.op.is_view or any(copies(leaf) for leaf in inner if _is_expression(leaf))
+
+
+def replay(expression: Expression, fetch: Callable[[StoredTensor], torch.Tensor]) -> torch.Tensor:
+    """The tensor that an expression stands for, over the sources that ``fetch`` gives."""
+    if isinstance(expression, Source):
+        return fetch(expression.tensor)
+
+    def realise(leaf: Any) -> Any:
+        return replay(leaf, fetch) if _is_expression(leaf) else leaf
+
+    args, kwargs = tree_map(realise, (expression.args, expression.kwargs), is_leaf=_is_expression)
+    result = expression.op(*args, **kwargs)
+    return result if expression.index is None else result[expression.index]  # type: ignore[no-any-return]
+
+
+class RecordingTensor(torch.Tensor):
+    """A tensor of a given shape and data type, on no device, that carries the expression which made it.
+
+    ``same(a, b)`` answers whether two stored tensors hold equal bytes; tying asks that of a checkpoint which has both.
+    """
+
+    shadow: torch.Tensor
+    expression: Expression
+    same: Callable[[StoredTensor, StoredTensor], bool]
+
+    @staticmethod
+    def __new__(
+        cls, shadow: torch.Tensor, expression: Expression, same: Callable[[StoredTensor, StoredTensor], bool]
+    ) -> RecordingTensor:
+        made: RecordingTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, shadow.shape, strides=shadow.stride(), dtype=shadow.dtype, device="cpu"
+        )
+        made.shadow, made.expression, made.same = shadow, expression, same
+        return made
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"RecordingTensor({self.expression!r})"
+
+    @classmethod
+    def of(cls, stored: StoredTensor, same: Callable[[StoredTensor, StoredTensor], bool]) -> RecordingTensor:
+        """A recording tensor for one stored tensor."""
+        shadow = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
+        return cls(shadow, Source(stored), same)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, RecordingTensor))
+        if func is torch.ops.aten.equal.default:
+            return _equal(args[0], args[1])
+        shadows, named = tree_map(lambda x: x.shadow if isinstance(x, RecordingTensor) else x, (args, kwargs))
+        if "device" in named:
+            named["device"] = torch.device("meta")
+        result = func(*shadows, **named)
+        kwargs.pop("device", None)
+        if str(func) in IDENTITIES or (func is torch.ops.aten._to_copy.default and _nothing_to_do(first, kwargs)):
+            return cls(result, first.expression, first.same)
+        write = lambda x: x.expression if isinstance(x, RecordingTensor) else x  # noqa: E731
+        noted_args, noted_kwargs = tree_map(write, (args, kwargs))
+        if isinstance(result, torch.Tensor):
+            return cls(result, Call(func, noted_args, noted_kwargs), first.same)
+        if isinstance(result, list | tuple):
+            return type(result)(
+                cls(one, Call(func, noted_args, noted_kwargs, index), first.same) for index, one in enumerate(result)
+            )
+        return result
+
+
+def _is_expression(leaf: Any) -> bool:
+    return isinstance(leaf, Source | Call)
+
+
+def _nothing_to_do(tensor: RecordingTensor, kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("dtype", tensor.dtype) == tensor.dtype
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two recorded tensors are equal: the same operations, or none, on equal bytes."""
+    if not (isinstance(a, RecordingTensor) and isinstance(b, RecordingTensor)) or a.dtype != b.dtype:
+        return False
+    left, right = list(sources(a.expression)), list(sources(b.expression))
+    if len(left) != 1 or len(right) != 1:
+        return False
+    return a.shape == b.shape and (left[0] == right[0] or a.same(left[0], right[0]))

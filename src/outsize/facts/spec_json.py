@@ -1,0 +1,91 @@
+"""ModelSpec to JSON and back. Modules that differ in their name alone (the blocks) share one entry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from outsize.errors import OutsizeError
+from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, TensorSpec, WorkspaceSpec
+
+SCHEMA = 1
+ABSOLUTE = "="  # marks a tensor whose name does not start with its module's (a weight tied across modules)
+
+
+def spec_to_json(spec: ModelSpec) -> str:
+    """The JSON text of a spec, stable under equal specs."""
+    entries: list[dict[str, Any]] = []
+    for module in spec.modules:
+        entry = _entry(module)
+        if entries and entries[-1] == {**entry, "names": entries[-1]["names"]}:
+            entries[-1]["names"].append(module.name)
+        else:
+            entries.append(entry)
+    body = {
+        "schema": SCHEMA,
+        "id": spec.id,
+        "architecture": spec.architecture,
+        "model_type": spec.model_type,
+        "encoder_decoder": spec.encoder_decoder,
+        "max_positions": spec.max_positions,
+        "vocab_size": spec.vocab_size,
+        "dtype": spec.dtype,
+        "buffer_bytes": spec.buffer_bytes,
+        "workspace": [spec.workspace.base, spec.workspace.linear, spec.workspace.square],
+        "modules": entries,
+    }
+    return json.dumps(body, indent=1) + "\n"
+
+
+def spec_from_json(text: str) -> ModelSpec:
+    """The spec of a JSON text. Raises OutsizeError for a text that is no spec of this schema."""
+    try:
+        body = json.loads(text)
+        if body["schema"] != SCHEMA:
+            raise ValueError(f"schema {body['schema']}, not {SCHEMA}")
+        return ModelSpec(
+            id=body["id"],
+            architecture=body["architecture"],
+            model_type=body["model_type"],
+            encoder_decoder=body["encoder_decoder"],
+            max_positions=body["max_positions"],
+            vocab_size=body["vocab_size"],
+            dtype=body["dtype"],
+            buffer_bytes=body["buffer_bytes"],
+            workspace=WorkspaceSpec(*body["workspace"]),
+            modules=tuple(_module(entry, name) for entry in body["modules"] for name in entry["names"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutsizeError(f"this is no model spec of outsize: {error}") from error
+
+
+def _entry(module: ModuleSpec) -> dict[str, Any]:
+    prefix = f"{module.name}."
+    tensors = []
+    for tensor in module.tensors:
+        short = tensor.name.removeprefix(prefix) if tensor.name.startswith(prefix) else ABSOLUTE + tensor.name
+        tensors.append([short, list(tensor.shape), tensor.stored, tensor.runtime, tensor.matmul])
+    cache = module.cache
+    return {
+        "names": [module.name],
+        "role": module.role,
+        "stack": module.stack,
+        "tied": list(module.tied),
+        "cache": [cache.per_token, cache.window, cache.cross_per_token, cache.fixed],
+        "tensors": tensors,
+    }
+
+
+def _module(entry: Mapping[str, Any], name: str) -> ModuleSpec:
+    tensors = tuple(
+        TensorSpec(
+            short.removeprefix(ABSOLUTE) if short.startswith(ABSOLUTE) else f"{name}.{short}",
+            tuple(shape),
+            stored,
+            runtime,
+            matmul,
+        )
+        for short, shape, stored, runtime, matmul in entry["tensors"]
+    )
+    return ModuleSpec(name, entry["role"], entry["stack"], tensors, CacheSpec(*entry["cache"]), tuple(entry["tied"]))
