@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Mapping
+from typing import Literal
 
 Weights = Literal["native", "int8", "int4"]
 WEIGHTS: tuple[Weights, ...] = ("native", "int8", "int4")
@@ -14,8 +15,8 @@ class Request:
     """What is asked of a model.
 
     ``context``: most tokens of one sequence, prompt and answer together. ``batch``: sequences at once.
-    ``prompt``: tokens of the prompt that the first token waits for. ``ram_budget``: most bytes of resident memory of the
-    whole process, None for what the machine has free. ``weight_limits``: most bytes of weights at rest, per tier.
+    ``prompt``: tokens of the prompt that the first token waits for. ``ram_budget``: most bytes of resident memory of
+    the whole process, None for what the machine has free. ``weight_limits``: most bytes of weights at rest, per tier.
     ``gpu_budgets``: most bytes of each GPU, in order; () for what each has free.
     """
 

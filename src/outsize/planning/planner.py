@@ -1,0 +1,151 @@
+"""ModelSpec + Machine + Request -> Plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from outsize.errors import UsageError
+from outsize.facts.machine import Machine
+from outsize.facts.model import ModelSpec
+from outsize.planning import footprint
+from outsize.planning.plan import WEIGHTS, Item, Plan, Prediction, Request, Usage, Weights
+from outsize.planning.prediction import bottleneck, computing, decode_order, first_token_s, streamed, token_s
+from outsize.planning.problem import Problem, make_problem
+from outsize.planning.reasons import reason
+from outsize.planning.remedies import remedies
+from outsize.planning.search import fastest, smallest
+
+DEFAULT_CONTEXT = 2048
+DEFAULT_PROMPT = 512
+# How much slower than the fastest that fits a format may be and still be chosen, because it changes the model less.
+QUALITY_IS_WORTH = 1.5
+
+
+def make_request(
+    spec: ModelSpec, *, context: int | None = None, batch: int = 1, prompt: int | None = None, **bounds: object
+) -> Request:
+    """A Request for this model: 2048 tokens of context or as many as it has positions, 512 of them prompt.
+
+    ``bounds`` are Request's ``ram_budget``, ``gpu_budgets`` and ``weight_limits``. Raises UsageError for numbers below
+    one and for a context longer than the model's positions.
+    """
+    most = spec.max_positions
+    if context is None:
+        context = DEFAULT_CONTEXT if most is None else min(DEFAULT_CONTEXT, most)
+    prompt = min(DEFAULT_PROMPT, context) if prompt is None else prompt
+    for name, value in (("context", context), ("batch", batch), ("prompt", prompt)):
+        if value < 1:
+            raise UsageError(f"the {name} must be at least 1", have=str(value))
+    if most is not None and context > most:
+        raise UsageError(
+            f"{spec.id} has fewer positions than the context",
+            need=f"{context} tokens",
+            have=f"{most} positions",
+            remedy=f"--context {most}",
+        )
+    return Request(context=context, batch=batch, prompt=prompt, **bounds)  # type: ignore[arg-type]
+
+
+def plan_all(
+    spec: ModelSpec, machine: Machine, request: Request, formats: Sequence[Weights] = WEIGHTS
+) -> tuple[Plan, ...]:
+    """One plan per format, in the order given. Pure: reads nothing, changes nothing."""
+    plans = tuple(_plan(spec, machine, request, weights) for weights in formats)
+    return tuple(plan if plan.fits else _with_remedies(spec, machine, plan) for plan in plans)
+
+
+def plan_one(spec: ModelSpec, machine: Machine, request: Request, weights: Weights = "native") -> Plan:
+    """The plan for one format. Where it does not fit, ``fits`` is false and shortfall and remedies say what would."""
+    return plan_all(spec, machine, request, (weights,))[0]
+
+
+def choose(plans: Sequence[Plan]) -> int:
+    """Index of the plan to prefer: the one that changes the model least of those near the fastest that fits.
+
+    Native before int8 before int4, unless a lower one is more than 1.5 times as fast. Where none fits, the one that
+    lacks least.
+    """
+    fitting = [i for i, plan in enumerate(plans) if plan.fits]
+    if not fitting:
+        return min(range(len(plans)), key=lambda i: plans[i].shortfall_bytes)
+    fastest = min(plans[i].predicted.token_s for i in fitting)
+    near = [i for i in fitting if plans[i].predicted.token_s <= QUALITY_IS_WORTH * fastest]
+    return min(near, key=lambda i: WEIGHTS.index(plans[i].weights))
+
+
+def _with_remedies(spec: ModelSpec, machine: Machine, plan: Plan) -> Plan:
+    return replace(plan, remedies=remedies(spec, machine, plan, lambda m, r, w: _plan(spec, m, r, w).fits))
+
+
+def _plan(spec: ModelSpec, machine: Machine, request: Request, weights: Weights) -> Plan:
+    problem = make_problem(spec, machine, request, weights)
+    return _finish(problem, *(fastest(problem) or smallest(problem)))
+
+
+def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
+    """The Plan of a placement: items with reasons, bytes per tier, predictions, and what is lacking."""
+    ring = [u.slot_bytes for u in problem.units if streamed(problem, homes, u.index)]
+    slots = slots if ring else 0
+    slot_bytes = max(ring, default=0)
+    usage = _usage(problem, homes, slots * slot_bytes)
+    lacking = max(
+        usage["ram"].total_bytes - usage["ram"].capacity_bytes,
+        sum(problem.rest_bytes) - usage["disk"].capacity_bytes,  # all files lie there, resident or not
+    )
+    items = tuple(
+        Item(
+            module=module.name,
+            bytes=problem.rest_bytes[i] if homes[i] == "disk" else problem.units[i].resident_bytes,
+            home=homes[i],
+            compute=computing(homes[i]),
+            reason=reason(problem.machine, module, problem.units[i], homes[i]),
+            streamed=streamed(problem, homes, i),
+            rows=problem.units[i].rows and homes[i] == "disk",
+        )
+        for i, module in enumerate(problem.spec.modules)
+    )
+    order = decode_order(problem)
+    prediction = Prediction(
+        first_token_s=first_token_s(problem, homes, slots),
+        token_s=token_s(problem, homes, slots),
+        bottleneck=bottleneck(problem, homes),
+        disk_bytes_per_token=sum(problem.rest_bytes[i] for i in order if streamed(problem, homes, i)),
+    )
+    return Plan(
+        weights=problem.weights,
+        request=problem.request,
+        fits=lacking <= 0,
+        shortfall_bytes=max(lacking, 0),
+        items=items,
+        ring_slots=slots,
+        ring_slot_bytes=slot_bytes,
+        usage=usage,
+        predicted=prediction,
+    )
+
+
+def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int) -> dict[str, Usage]:
+    """Bytes per tier. The disk's capacity is all of it, free or not: the files may be there already."""
+    machine, request = problem.machine, problem.request
+    usage = {}
+    for index, gpu in enumerate(machine.gpus):
+        mine = [u for u in problem.units if homes[u.index] == gpu.name]
+        usage[gpu.name] = Usage(
+            weights_bytes=sum(u.resident_bytes for u in mine),
+            kv_bytes=sum(u.kv_bytes for u in mine),
+            workspace_bytes=problem.workspace if mine else 0,
+            overhead_bytes=footprint.gpu_overhead_bytes(gpu) if mine else 0,
+            capacity_bytes=footprint.gpu_capacity_bytes(machine, index, request),
+        )
+    usage["ram"] = Usage(
+        weights_bytes=sum(u.resident_bytes for u in problem.units if homes[u.index] == "ram"),
+        kv_bytes=sum(u.kv_bytes for u in problem.units if computing(homes[u.index]) == "ram"),
+        workspace_bytes=problem.workspace,
+        ring_bytes=ring_bytes,
+        overhead_bytes=problem.overhead,
+        capacity_bytes=footprint.ram_capacity_bytes(machine, request),
+    )
+    on_disk = sum(size for size, home in zip(problem.rest_bytes, homes, strict=True) if home == "disk")
+    usage["disk"] = Usage(weights_bytes=on_disk, capacity_bytes=machine.disk.capacity_bytes)
+    return usage

@@ -1,0 +1,101 @@
+"""Seconds of a placement: the first token, every further one, and what holds them up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outsize.planning import cost
+from outsize.planning.problem import Problem
+from outsize.planning.timeline import Step, first_sweep_s, steady_sweep_s
+
+# A placement is judged by a token's seconds, and by the first token's shared among this many.
+TOKENS_PER_FIRST = 1000
+
+
+def judge(problem: Problem, homes: Sequence[str], slots: int) -> float:
+    """Seconds by which placements are compared.
+
+    A token's, a thousandth of the first token's, and a twentieth of the reading, even where computing hides it: what
+    can rest shall not keep the drive busy.
+    """
+    reading = sum(step.read_s for step in decode_steps(problem, homes))
+    return token_s(problem, homes, slots) + first_token_s(problem, homes, slots) / TOKENS_PER_FIRST + reading / 20
+
+
+def computing(home: str) -> str:
+    """The device that computes what rests there: a GPU its own, the CPU what is in RAM or streamed from disk."""
+    return home if home.startswith("gpu") else "ram"
+
+
+def decode_order(problem: Problem) -> list[int]:
+    """Indexes of the modules that decode computes, in order; an embedding tied to the head computes at the end."""
+    used = [u for u in problem.units if u.every_token]
+    return [u.index for u in sorted(used, key=lambda u: u.kind == "head")]
+
+
+def streamed(problem: Problem, homes: Sequence[str], index: int) -> bool:
+    """Whether the module is read again in every sweep it takes part in."""
+    return homes[index] == "disk" and not problem.units[index].rows
+
+
+def decode_steps(problem: Problem, homes: Sequence[str]) -> list[Step]:
+    """The steps of a decode sweep: streamed modules are read, all are computed where they rest."""
+    disk = problem.machine.disk
+    steps = []
+    for i in decode_order(problem):
+        ring = streamed(problem, homes, i)
+        compute = problem.decode_s[computing(homes[i])][i]
+        if ring:
+            compute += problem.convert_s[i]
+        elif homes[i] == "disk":
+            compute += cost.ROW_READ_S * problem.request.batch
+        steps.append(Step(cost.read_s(problem.rest_bytes[i], disk) if ring else 0.0, compute, ring))
+    return steps
+
+
+def token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
+    """Seconds per token: a steady sweep, its hops between devices, and the generation loop."""
+    hops = cost.hops_s([computing(homes[i]) for i in decode_order(problem)])
+    return steady_sweep_s(decode_steps(problem, homes), slots) + hops + cost.TOKEN_OPERATIONS_S
+
+
+def first_token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
+    """Seconds from the start of loading to the first token: the first sweep reads all there is, computing as it comes.
+
+    An embedding tied to the head is read first and multiplied last.
+    """
+    disk = problem.machine.disk
+    steps, last = [], []
+    for unit, home in zip(problem.units, homes, strict=True):
+        device = problem.machine.device(computing(home))
+        rows = unit.rows and home == "disk"
+        read = 0.0 if rows else cost.load_s(problem.rest_bytes[unit.index], disk, device)
+        compute = problem.prefill_s[device.name][unit.index] + problem.convert_s[unit.index]
+        if unit.kind == "head":
+            last.append(Step(0.0, compute, ring=False))
+            compute = 0.0
+        steps.append(Step(read, compute, ring=home == "disk" and not rows))
+    return first_sweep_s(steps + last, slots) + cost.TOKEN_OPERATIONS_S
+
+
+def bottleneck(problem: Problem, homes: Sequence[str]) -> str:
+    """What takes most of a token: ``disk``, ``memory``, ``cpu matmul`` or ``gpuK memory``.
+
+    The CPU waits for memory where its matmuls reach seven tenths of the memory rate, and is itself the limit elsewhere.
+    """
+    steps = decode_steps(problem, homes)
+    spent: dict[str, float] = {}
+    for i, step in zip(decode_order(problem), steps, strict=True):
+        name = computing(homes[i])
+        spent[name] = spent.get(name, 0.0) + step.compute_s
+    if sum(s.read_s for s in steps) > sum(spent.values()):
+        return "disk"
+    slowest = max(spent, key=lambda name: spent[name], default="ram")
+    if slowest != "ram":
+        return f"{slowest} memory"
+    held = sum(
+        u.resident_bytes
+        for u in problem.units
+        if u.kind != "lookup" and u.every_token and computing(homes[u.index]) == "ram"
+    )
+    return "memory" if held / problem.machine.ram.bytes_per_s >= 0.7 * spent.get("ram", 0.0) else "cpu matmul"

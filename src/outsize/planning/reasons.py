@@ -1,0 +1,30 @@
+"""Why a module rests where it does: one short line each."""
+
+from __future__ import annotations
+
+from outsize.facts.machine import Machine
+from outsize.facts.model import ModuleSpec
+from outsize.facts.sizes import format_rate
+from outsize.planning.placement import Unit
+
+
+def reason(machine: Machine, module: ModuleSpec, unit: Unit, home: str) -> str:
+    """The reason for one module's home, with the rate at which its bytes are reached there."""
+    rate = format_rate(machine.device(home).bytes_per_s)
+    if unit.kind == "small" and not unit.rows:
+        return (
+            "small: rests beside what it computes with"
+            if home != "disk"
+            else f"not even small ones may rest in RAM; {rate}"
+        )
+    if unit.rows:
+        return "looked up by row: never read whole" if home == "disk" else "looked up by row; there is room to keep it"
+    if home == "disk":
+        if not unit.every_token:
+            return "used for the prompt only: read once, leaves the room to the others"
+        return f"no tier has room left: read at {rate} in every sweep, while others compute"
+    tied = f"; tied to {', '.join(module.tied)}" if module.tied else ""
+    if home == "ram":
+        others = "no GPU has room left" if machine.gpus else "there is room"
+        return f"{others}: computed by the CPU where it lies, {rate}{tied}"
+    return f"resident and computed there: {rate}{tied}"

@@ -1,0 +1,88 @@
+"""The search: tries placements, predicts the seconds of each, and keeps the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from outsize.planning.placement import Choice, Tier, place
+from outsize.planning.prediction import judge
+from outsize.planning.problem import Problem
+
+LEAST_SLOTS = 2  # one is read while the other computes
+MOST_SLOTS = 4
+STEP_BYTES = 64 * 1024
+
+
+def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
+    """Homes per module and ring slots of the fastest placement found, or None where none fits.
+
+    Tried: the head on each GPU, in RAM, on disk; GPUs filled fastest first, largest first, as numbered, or not at all;
+    from the first block or from the last; two ring slots, and up to four where they pay.
+    """
+    best: tuple[float, tuple[str, ...], Choice] | None = None
+    seen: set[tuple[str, ...]] = set()
+    for homes, choice in _placements(problem):
+        if homes not in seen:
+            seen.add(homes)
+            score = judge(problem, homes, choice.slots)
+            if best is None or score < best[0]:
+                best = (score, homes, choice)
+    if best is None:
+        return None
+    score, homes, choice = best
+    slots = choice.slots
+    for more in range(LEAST_SLOTS + 1, MOST_SLOTS + 1) if "disk" in homes else ():
+        wider = place(problem.units, problem.ram, problem.gpus, replace(choice, slots=more))
+        if wider is not None and (seconds := judge(problem, wider, more)) < 0.99 * score:
+            score, homes, slots = seconds, wider, more
+    return homes, slots
+
+
+def _placements(problem: Problem) -> Iterator[tuple[tuple[str, ...], Choice]]:
+    orders = _gpu_orders(problem)
+    heads = [*{_likeness(problem, g): g.name for g in problem.gpus}.values(), "ram", "disk"]
+    if not any(unit.kind == "head" for unit in problem.units):
+        heads = ["ram"]
+    for head, order, from_end in product(heads, orders, (False, True)):
+        if from_end and not order:
+            continue
+        choice = Choice(head, order, from_end, LEAST_SLOTS)
+        homes = place(problem.units, problem.ram, problem.gpus, choice)
+        if homes is not None:
+            yield homes, choice
+
+
+def _likeness(problem: Problem, gpu: Tier) -> tuple[int, int, float]:
+    """GPUs of equal likeness are interchangeable."""
+    return gpu.room, gpu.weight_limit, sum(problem.decode_s[gpu.name])
+
+
+def _gpu_orders(problem: Problem) -> list[tuple[str, ...]]:
+    names = [gpu.name for gpu in problem.gpus]
+    by_speed = sorted(problem.gpus, key=lambda g: sum(problem.decode_s[g.name]))
+    by_room = sorted(problem.gpus, key=lambda g: -min(g.room, g.weight_limit))
+    orders = [tuple(g.name for g in by_speed), tuple(g.name for g in by_room), tuple(names), ()]
+    return list(dict.fromkeys(orders))
+
+
+def smallest(problem: Problem) -> tuple[tuple[str, ...], int]:
+    """Homes and ring slots of the fastest placement in the least RAM that would do, where the machine's does not.
+
+    Halves the room between what there is and what would hold everything, down to 64 KiB.
+    """
+    low = problem.ram.room
+    high = max(low, 0) + sum(u.resident_bytes + 2 * u.slot_bytes + u.kv_bytes for u in problem.units)
+    while high - low > STEP_BYTES:
+        middle = (low + high) // 2
+        enough = next(_placements(_with_room(problem, middle)), None) is not None
+        low, high = (low, middle) if enough else (middle, high)
+    found = fastest(_with_room(problem, high))
+    if found is None:
+        raise AssertionError("with room for everything, something fits")
+    return found
+
+
+def _with_room(problem: Problem, room: int) -> Problem:
+    return replace(problem, ram=replace(problem.ram, room=room))
