@@ -88,13 +88,19 @@ def read_model(files: Files) -> ModelFolder:
     if not files.has(CONFIG):
         raise ModelNotFound(f"{files.origin}: has no {CONFIG}", remedy="a folder or repository in transformers' format")
     config = parse_json_object(_whole(files, CONFIG), f"{files.origin}: {CONFIG}", unique_keys=False)
-    for name, kind in WEIGHTS:
-        if files.has(name):
-            shards, placed = _index(files, name, kind) if name.endswith(".json") else ((name,), {})
-            tensors, sizes = _headers(files, shards, kind)
-            _check_index(tensors, placed, name)
-            return ModelFolder(files.origin, files.path, config, kind, tensors, sizes)
-    return ModelFolder(files.origin, files.path, config, "none", (), ())
+    found = weights_file(files)
+    if found is None:
+        return ModelFolder(files.origin, files.path, config, "none", (), ())
+    name, kind = found
+    placed = read_index(files, name, kind) if name.endswith(".json") else {}
+    tensors, sizes = _headers(files, shards_of(placed) or (name,), kind)
+    _check_index(tensors, placed, name)
+    return ModelFolder(files.origin, files.path, config, kind, tensors, sizes)
+
+
+def weights_file(files: Files) -> tuple[str, Format] | None:
+    """The file, or the index, that transformers would take the weights from."""
+    return next(((name, kind) for name, kind in WEIGHTS if files.has(name)), None)
 
 
 def check_name(name: object, suffix: str, index: str) -> str:
@@ -106,13 +112,17 @@ def check_name(name: object, suffix: str, index: str) -> str:
     return name
 
 
-def _index(files: Files, index: str, kind: Format) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The shards in an index, in order of their names, and the shard of every tensor."""
+def read_index(files: Files, index: str, kind: Format) -> dict[str, str]:
+    """The shard of every tensor, as an index file says. Raises DamagedModel, or UntrustedModel for a shard's name."""
     placed = parse_json_object(_whole(files, index), index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise DamagedModel(f"{index}: has no weight_map")
-    shards = {check_name(name, SUFFIX[kind], index) for name in placed.values()}
-    return tuple(sorted(shards)), placed
+    return {tensor: check_name(name, SUFFIX[kind], index) for tensor, name in placed.items()}
+
+
+def shards_of(placed: Mapping[str, str]) -> tuple[str, ...]:
+    """The shards that an index names, each once, in order."""
+    return tuple(sorted(set(placed.values())))
 
 
 def _headers(
