@@ -25,7 +25,9 @@ def test_parse_size(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "6 G", "6Gb", "1e9", "6GiB/s", "six", "1.2.3GB", "٣GB", "6GiB,7GiB"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1GiB", "6 G", "6Gb", "1e9", "6GiB/s", "six", "1.2.3GB", "٣GB", "6GiB,7GiB"]
+)
 def test_parse_size_refuses(text: str) -> None:
     with pytest.raises(UsageError, match="not a size"):
         parse_size(text)

@@ -21,11 +21,12 @@ from typing import Any
 from outsize.errors import UsageError
 from outsize.facts import assumed_rates
 from outsize.facts.gpu_sheets import gpu_sheet
-from outsize.facts.machine import Device, Machine
+from outsize.facts.machine import Device, Kind, Machine
 from outsize.facts.sizes import parse_rate, parse_size
 
 DESCRIBED_CORES = 8  # of a machine whose description does not say
 KEYS = frozenset(field.name for field in fields(Device))
+KINDS: tuple[Kind, ...] = ("gpu", "ram", "disk")
 MAPPINGS = ("matmul_bytes_per_s", "flops")
 
 
@@ -84,9 +85,10 @@ def _device(entry: object, cores: int, machine: str) -> Device:
         raise UsageError(f"{machine}: {entry!r} describes no device", need="an object")
     given: dict[str, Any] = dict(entry)
     # "gpu0" tells its kind.
-    kind = given.pop("kind", None) or str(given.get("name", "")).rstrip("0123456789")
-    if kind not in ("gpu", "ram", "disk"):
-        raise UsageError(f"{machine}: a device of kind {kind!r}", need="gpu, ram or disk")
+    word = given.pop("kind", None) or str(given.get("name", "")).rstrip("0123456789")
+    kind: Kind | None = next((kind for kind in KINDS if kind == word), None)
+    if kind is None:
+        raise UsageError(f"{machine}: a device of kind {word!r}", need="gpu, ram or disk")
     where = f"{machine}: {kind}"
     unknown = set(given) - KEYS
     if unknown:
@@ -146,13 +148,11 @@ def _assumed_names(assumed: object, kind: str, where: str) -> frozenset[str]:
     every = rates.get(kind, frozenset({"bytes_per_s"}))
     if isinstance(assumed, bool):  # as `plan --json` prints it: about bytes_per_s, the only rate it shows
         return every if assumed else every - {"bytes_per_s"}
-    if not isinstance(assumed, list) or any(
-        str(name).partition(":")[0] not in assumed_rates.ALL_RATES for name in assumed
-    ):
-        raise UsageError(
-            f"{where}.assumed is {assumed!r}", need="a list of " + ", ".join(sorted(assumed_rates.ALL_RATES))
-        )
-    return frozenset(map(str, assumed))
+    names = frozenset(map(str, assumed)) if isinstance(assumed, list) else None
+    if names is None or any(name.partition(":")[0] not in assumed_rates.ALL_RATES for name in names):
+        listed = ", ".join(sorted(assumed_rates.ALL_RATES))
+        raise UsageError(f"{where}.assumed is {assumed!r}", need=f"a list of {listed}")
+    return names
 
 
 def _size(value: object, where: str) -> int:
@@ -166,9 +166,10 @@ def _size(value: object, where: str) -> int:
 def _rate(value: object, where: str) -> float:
     if isinstance(value, str):
         return parse_rate(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise UsageError(f"{where} is {value!r}", need='a number per second, or "3GB/s"')
-    return float(value)
+    rate = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if 0 < rate < math.inf or (rate == 0 and where.endswith(".link_bytes_per_s")):  # memory has no link
+        return rate
+    raise UsageError(f"{where} is {value!r}", need='a number per second above zero, or "3GB/s"')
 
 
 def _named(device: Device, name: str) -> Device:

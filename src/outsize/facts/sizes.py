@@ -25,7 +25,7 @@ def parse_size(text: str) -> int:
         raise UsageError(f"not a size: {text!r}", need="a number and a unit of " + ", ".join(UNITS), remedy="6GiB")
     whole, _, fraction = match[1].partition(".")
     # In integers: a float loses bytes above 2**53.
-    return int((whole or "0") + fraction) * factor // 10 ** len(fraction)
+    return int((whole or "0") + fraction) * factor // int(10 ** len(fraction))
 
 
 def parse_rate(text: str) -> float:
@@ -41,9 +41,9 @@ def parse_rate(text: str) -> float:
 
 
 def format_size(size: int | float) -> str:
-    """Bytes in GiB with the unit, to a tenth (``"5.6 GiB"``); from 0.001 to 1 GiB in three decimals or fewer.
+    """Bytes in GiB with the unit: ``"5.6 GiB"``, ``"0.50 GiB"``, ``"0.062 GiB"``.
 
-    Below that GiB say nothing to a reader, and MiB, KiB or bytes are printed: ``"0.062 GiB"``, ``"0.50 MiB"``, ``"12 B"``.
+    Below 0.001 GiB that unit says nothing to a reader, and it is ``"0.50 MiB"``, ``"2.00 KiB"`` or ``"12 B"``.
     """
     gib = size / GIB
     magnitude = abs(gib)
