@@ -7,13 +7,15 @@ import re
 from outsize.errors import UsageError
 
 GIB = 1024**3
-UNITS = {"B": 1} | {
+UNITS: dict[str, int] = {"B": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("KMGTP", start=1)
     for suffix, base in (("B", 1000), ("iB", 1024))
 }
 # "GB", "gb" and "GIB" are clear; "Gb" means bits to half of its writers, so it is refused.
-SPELLINGS = UNITS | {form(unit): size for unit, size in UNITS.items() for form in (str.lower, str.upper)}
+SPELLINGS: dict[str, int] = UNITS | {
+    form(unit): size for unit, size in UNITS.items() for form in (str.lower, str.upper)
+}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
