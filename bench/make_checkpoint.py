@@ -1,10 +1,11 @@
-"""Make a checkpoint of random weights in a real shape: the same names, shapes and shards as a published one, in little memory.
+"""Make a checkpoint of random weights in a real shape, named and split as a published one, in little memory.
 
     python bench/make_checkpoint.py opt-6.7b /data/opt-6.7b
-    python bench/make_checkpoint.py /path/to/config.json /data/mine --dtype float16 --format bin --shard-bytes 2000000000
+    python bench/make_checkpoint.py /path/to/config.json /data/mine --dtype float16 --format bin --shard-bytes
+    2000000000
 
-Names and shapes come from transformers' own model on the meta device, so every causal architecture that it knows can be made.
-The last line on stdout is a JSON object: folder, bytes, shards, seconds.
+Names and shapes come from transformers' own model on the meta device, so every causal architecture that it knows can be
+made. The last line on stdout is a JSON object: folder, bytes, shards, seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def bytes_of(shape: tuple[int, ...], item: int) -> int:
 
 
 def split(tensors: Tensors, item: int, limit: int) -> list[Tensors]:
-    """Tensors in order, into shards of at most ``limit`` bytes (a larger tensor alone in its shard), as transformers splits."""
+    """Split as transformers does: in order, at most ``limit`` bytes a shard, a larger tensor alone in its shard."""
     shards: list[Tensors] = [[]]
     filled = 0
     for name, shape in tensors:
@@ -105,7 +107,9 @@ def write_safetensors(path: Path, tensors: Tensors, noise: Noise) -> None:
 def write_bin(path: Path, tensors: Tensors, noise: Noise) -> None:
     """One ``torch.save`` file."""
     with path.open("wb") as file:
-        write_torch_zip(file, [(name, shape, lambda n=name, s=shape: noise.tensor(n, s)) for name, shape in tensors], noise.dtype)
+        write_torch_zip(
+            file, [(name, shape, partial(noise.tensor, name, shape)) for name, shape in tensors], noise.dtype
+        )
         file.flush()
         settle(file.fileno())
 
@@ -186,7 +190,9 @@ def main() -> None:
     parser.add_argument("--format", choices=["safetensors", "bin"], default="safetensors")
     parser.add_argument("--shard-bytes", type=int, default=5 * 10**9)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without-prefix", action="store_true", help="drop the base model's prefix, as older checkpoints do")
+    parser.add_argument(
+        "--without-prefix", action="store_true", help="drop the base model's prefix, as older checkpoints do"
+    )
     parser.add_argument("--tokenizer", help="a folder to copy one from, or 'make' for one word per token")
     print(json.dumps(make(parser.parse_args())))
 

@@ -2,8 +2,8 @@
 
     python bench/make_gguf.py llama-7b /data/llama-7b.gguf
 
-The vocabulary is made up (llama.cpp refuses a file without one): byte tokens and numbered words; the benchmarks feed token ids.
-The last line on stdout is a JSON object: file, bytes, seconds.
+The vocabulary is made up (llama.cpp refuses a file without one): byte tokens and numbered words. The benchmarks feed
+token ids. The last line on stdout is a JSON object: file, bytes, seconds.
 """
 
 from __future__ import annotations

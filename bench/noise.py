@@ -1,7 +1,8 @@
-"""Random weights by the gigabyte: one block of normal values, made once, read in a circle from a place that the name decides.
+"""Random weights by the gigabyte: one block of normal values, made once and read in a circle.
 
-Drawing normal values costs ten times more than writing them, so they are drawn once (64 MiB as bfloat16) and reused. The
-block has a prime number of values: a matrix that is longer than the block never repeats a row, since no row length divides it.
+Drawing normal values costs ten times more than writing them, so they are drawn once (64 MiB as bfloat16) and reused,
+each tensor from a place that its name decides. The block has a prime number of values: a matrix longer than the block
+never repeats a row, since no row length divides it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Noise:
             draft = generator.standard_normal(count, dtype=np.float32)
             draft *= np.float32(0.02)
             block[start : start + count] = encode(draft, dtype)
-        self._block = memoryview(block).cast("B")
+        self._block = block.data.cast("B")
 
     def weights(self, name: str, values: int) -> Iterator[memoryview]:
         """``values`` random weights as pieces of at most 8 MiB."""
@@ -65,7 +66,7 @@ class Noise:
 
     def ones(self, values: int) -> Iterator[memoryview]:
         """``values`` ones: the scale of a norm, so that activations neither vanish nor explode."""
-        yield memoryview(encode(np.ones(values, dtype=np.float32), self.dtype)).cast("B")
+        yield encode(np.ones(values, dtype=np.float32), self.dtype).data.cast("B")
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Iterator[memoryview]:
         """A norm's scale (one dimension, named ``…weight``) as ones, everything else as random weights."""
@@ -76,6 +77,6 @@ class Noise:
 
 
 def settle(descriptor: int) -> None:
-    """Write a finished file to the disk and let go of its pages, so that nothing of it is cached when a measurement starts."""
+    """Write a finished file to the disk and let go of its pages, so that no measurement finds it cached."""
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

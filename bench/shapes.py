@@ -1,7 +1,7 @@
 """Shapes of the checkpoints that the benchmarks make: transformers configs by name, without weights.
 
-``opt-6gb`` and ``llama-6gb`` are no published models: they are the OPT and Llama architectures scaled to 6 GB in bfloat16, for
-the small variant of the spill benchmark. ``llama-*`` exist for llama.cpp, which knows no OPT.
+``opt-6gb`` and ``llama-6gb`` are no published models: they are the OPT and Llama architectures scaled to 6 GB in
+bfloat16, for the small variant of the spill benchmark. ``llama-*`` exist for llama.cpp, which knows no OPT.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write a ``torch.save`` file tensor by tensor, without ever holding the tensors.
 
-The file is a zip of stored (not compressed) records: ``archive/data.pkl``, which rebuilds tensors from storages that it names by
-number, and ``archive/data/<number>``, each storage's bytes, starting at a multiple of 64 as torch aligns them.
+The file is a zip of stored (not compressed) records: ``archive/data.pkl``, which rebuilds tensors from storages that it
+names by number, and ``archive/data/<number>``, each storage's bytes, starting at a multiple of 64 as torch aligns them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,31 @@
+"""llama.cpp over mmap: the page cache decides what stays."""
+
+from __future__ import annotations
+
+from measure import Clock, arguments, prompt
+
+
+def main() -> None:
+    """Command line; one JSON line at the end of stdout."""
+    options = arguments(__doc__).parse_args()
+    import llama_cpp
+
+    clock = Clock()
+    model = llama_cpp.Llama(
+        options.model,
+        n_ctx=128,
+        n_threads=options.threads,
+        n_threads_batch=options.threads,
+        use_mmap=True,
+        verbose=False,
+    )
+    clock.ready()
+    for made, token in enumerate(model.generate(prompt(model.n_vocab()), temp=0.0, repeat_penalty=1.0), start=1):
+        clock.token(token)
+        if made == options.new_tokens:
+            break
+    print(clock.report("llama.cpp", f"llama-cpp-python {llama_cpp.__version__}"))
+
+
+if __name__ == "__main__":
+    main()

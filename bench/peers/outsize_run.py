@@ -1,0 +1,31 @@
+"""outsize itself, through its Python interface."""
+
+from __future__ import annotations
+
+from from_transformers import generate
+from measure import Clock, arguments
+
+
+def main() -> None:
+    """Command line; one JSON line at the end of stdout."""
+    parser = arguments(__doc__)
+    parser.add_argument("--ram-bytes", type=int, required=True, help="outsize's budget for the whole process")
+    options = parser.parse_args()
+    from importlib.metadata import version
+
+    import torch
+    import transformers  # noqa: F401  its import is nobody's load time, here as in the other peers
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+    import outsize
+
+    torch.set_num_threads(options.threads)
+    clock = Clock()
+    with outsize.load(options.model, ram=options.ram_bytes, no_gpu=True) as model:
+        clock.ready()
+        generate(model, clock, options.new_tokens)
+        print(clock.report("outsize", version("outsize"), ram_bytes=options.ram_bytes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The spill benchmark: a model larger than its memory limit, run by outsize, accelerate and llama.cpp in turn.
+
+    python bench/spill.py --small                 6 GB in 3.5 GiB; under three minutes once the checkpoints are there
+    python bench/spill.py --rounds 2 --out        13 GB in 7 GiB; keeps the figures in bench/results/
+
+outsize and accelerate run the same OPT-shaped checkpoint, llama.cpp a Llama-shaped BF16 GGUF of the same size (it
+knows no OPT). All run under the same memory cgroup, which charges the page cache too; it is emptied before each run,
+and enforcing the limit needs root. The disk's own rate is measured on the checkpoint's files before and after every
+round. The table goes to stdout, and the last line there is a JSON object with every figure; progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import engines
+import physical
+import report
+from engines import Engine, Run
+from report import GIB
+
+_AUTOMATIC = "automatic"
+_HEADROOM = 256 << 20  # between outsize's budget and the limit: files that the kernel caches for the interpreter
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Shapes, limit and token counts of one size of the benchmark."""
+
+    name: str
+    shape: str
+    gguf_shape: str
+    limit_bytes: int
+    accelerate_cpu_bytes: int  # what its process needs besides weights has to fit under the limit, too
+    tokens: tuple[int, int, int]  # outsize, accelerate, llama.cpp
+    timeout_s: float
+
+
+FULL = Variant("full", "opt-6.7b", "llama-7b", 7 * GIB, 5 * GIB, (9, 5, 6), 400)
+SMALL = Variant("small", "opt-6gb", "llama-6gb", 7 * GIB // 2, 9 * GIB // 4, (7, 3, 4), 120)
+
+
+def lineup(variant: Variant, folder: Path, only: list[str]) -> list[Engine]:
+    """The engines with their checkpoints, made where missing."""
+    ours, theirs, llama = variant.tokens
+    chosen: list[Engine] = []
+    if "outsize" in only:
+        path = checkpoints.ensure(folder, variant.shape)
+        chosen.append(engines.outsize(path, ours, variant.limit_bytes - _HEADROOM))
+    if "accelerate" in only:
+        path = checkpoints.ensure(folder, variant.shape)
+        chosen.append(engines.accelerate(path, theirs, variant.accelerate_cpu_bytes))
+    if "llama.cpp" in only:
+        chosen.append(engines.llamacpp(checkpoints.ensure_gguf(folder, variant.gguf_shape), llama))
+    return chosen
+
+
+def measure(chosen: list[Engine], variant: Variant, rounds: int) -> tuple[dict[str, list[Run]], list[float]]:
+    """All engines in turn, round after round; and the disk's rates in between, in bytes/s."""
+    runs: dict[str, list[Run]] = {engine.name: [] for engine in chosen}
+    rates = [physical.disk_rate(chosen[0].model, 3.0)["bytes_per_s"]]
+    print(f"disk: {rates[-1] / 1e9:.2f} GB/s", file=sys.stderr, flush=True)
+    for _ in range(rounds):
+        for engine in chosen:
+            print(f"{engine.name} …", file=sys.stderr, flush=True)
+            run = engine.run(variant.limit_bytes, variant.timeout_s)
+            runs[engine.name].append(run)
+            figure = run.failure or f"{statistics.median(run.printed['token_s']):.2f} s/token"
+            print(f"{engine.name}: {figure}", file=sys.stderr, flush=True)
+        rates.append(physical.disk_rate(chosen[0].model, 3.0)["bytes_per_s"])
+        print(f"disk: {rates[-1] / 1e9:.2f} GB/s", file=sys.stderr, flush=True)
+    return runs, rates
+
+
+def checks(figures: dict[str, dict[str, Any]], budget: int) -> list[dict[str, Any]]:
+    """What the benchmark is to show, each with what was found; nothing where the engines to compare did not run."""
+    own = figures.get("outsize")
+    if own is None or own["failure"]:
+        return []
+    token = own["token_s"]["median"]
+    found = [
+        ("share of the measured disk rate", ">=", 0.9, own["disk_fraction"]),
+        ("cold TTFT over reading the bytes once", "<=", 1.2, own["cold_over_limit"]),
+        ("peak memory, GiB", "<=", budget / GIB, own["peak_rss_bytes"] / GIB),
+    ]
+    for name, least in (("accelerate", 3.0), ("llama.cpp", 2.0)):
+        peer = figures.get(name)
+        if peer is not None and not peer["failure"]:
+            found.append((f"times faster than {name}", ">=", least, peer["token_s"]["median"] / token))
+    rows = [
+        {"what": what, "sign": sign, "want": want, "have": have, "met": have >= want if sign == ">=" else have <= want}
+        for what, sign, want, have in found
+    ]
+    other = figures.get("accelerate")
+    if other is not None and not other["failure"]:
+        same = all(a == b for a, b in zip(own["tokens"], other["tokens"], strict=False))
+        rows.append({"what": "same tokens as accelerate", "sign": "is", "want": True, "have": same, "met": same})
+    return rows
+
+
+def said(row: dict[str, Any]) -> str:
+    """One check as a line."""
+    shown = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in (row["want"], row["have"])]
+    return f"{'met   ' if row['met'] else 'MISSED'} {row['what']}: {shown[1]} (wanted {row['sign']} {shown[0]})"
+
+
+def main() -> int:
+    """Command line; 1 if an engine failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="6 GB in 3.5 GiB")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default="outsize,accelerate,llama.cpp", help="engines, comma-separated")
+    parser.add_argument("--folder", type=Path, default=checkpoints.default_folder(), help="where the checkpoints are")
+    keeping = parser.add_mutually_exclusive_group()
+    keeping.add_argument("--keep", action="store_true", help="leave the checkpoints for the next time (the default)")
+    keeping.add_argument("--clean", action="store_true", help="delete the checkpoints afterwards")
+    parser.add_argument(
+        "--out", nargs="?", const=_AUTOMATIC, help="write the JSON, to bench/results/<date>-<machine>.json by default"
+    )
+    arguments = parser.parse_args()
+    variant = SMALL if arguments.small else FULL
+    budget = variant.limit_bytes - _HEADROOM
+    chosen = lineup(variant, arguments.folder, arguments.only.split(","))
+    runs, rates = measure(chosen, variant, arguments.rounds)
+    rate = statistics.median(rates)
+    figures = {
+        engine.name: report.summary(runs[engine.name], rate, checkpoints.stored_bytes(engine.model))
+        for engine in chosen
+    }
+    verdicts = checks(figures, budget)
+    enforced = all(run.outcome["enforced"] for series in runs.values() for run in series)
+    result = {
+        "schema": 1,
+        "benchmark": f"spill-{variant.name}",
+        "machine": report.machine(),
+        "limit_bytes": variant.limit_bytes,
+        "limit_enforced": enforced,
+        "budget_bytes": budget,
+        "disk_bytes_per_s": report.spread(rates),
+        "engines": figures,
+        "checks": verdicts,
+        "runs": [asdict(run) for series in runs.values() for run in series],
+    }
+    print(
+        f"{variant.shape} under {variant.limit_bytes / GIB:.1f} GiB, disk {rate / 1e9:.2f} GB/s "
+        f"({min(rates) / 1e9:.2f}-{max(rates) / 1e9:.2f})"
+    )
+    if not enforced:
+        print(report.NOT_ENFORCED)
+    print(report.table(figures))
+    for row in verdicts:
+        print(said(row))
+    if arguments.out:
+        path = (
+            Path(__file__).parent / "results" / report.result_name()
+            if arguments.out == _AUTOMATIC
+            else Path(arguments.out)
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.clean:
+        for engine in chosen:
+            checkpoints.remove(engine.model)
+    print(json.dumps(result))
+    return 1 if any(figure["failure"] for figure in figures.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
