@@ -62,20 +62,24 @@ def token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
 def first_token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
     """Seconds from the start of loading to the first token: the first sweep reads all there is, computing as it comes.
 
-    An embedding tied to the head is read first and multiplied last.
+    A head that is tied to the embedding is read first, wherever it is listed, and multiplied last.
     """
     disk = problem.machine.disk
-    steps, last = [], []
+    first: list[Step] = []
+    steps: list[Step] = []
+    last: list[Step] = []
     for unit, home in zip(problem.units, homes, strict=True):
         device = problem.machine.device(computing(home))
         rows = unit.rows and home == "disk"
         read = 0.0 if rows else cost.load_s(problem.rest_bytes[unit.index], disk, device)
         compute = problem.prefill_s[device.name][unit.index] + problem.convert_s[unit.index]
-        if unit.kind == "head":
+        ring = home == "disk" and not rows
+        if unit.kind == "head" and problem.spec.modules[unit.index].tied:
+            first.append(Step(read, 0.0, ring))
             last.append(Step(0.0, compute, ring=False))
-            compute = 0.0
-        steps.append(Step(read, compute, ring=home == "disk" and not rows))
-    return first_sweep_s(steps + last, slots) + cost.TOKEN_OPERATIONS_S
+        else:
+            steps.append(Step(read, compute, ring))
+    return first_sweep_s(first + steps + last, slots) + cost.TOKEN_OPERATIONS_S
 
 
 def bottleneck(problem: Problem, homes: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from outsize.planning.placement import Choice, Tier, place
+from outsize.planning.placement import Choice, place
 from outsize.planning.prediction import judge
 from outsize.planning.problem import Problem
 
@@ -18,8 +18,8 @@ STEP_BYTES = 64 * 1024
 def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
     """Homes per module and ring slots of the fastest placement found, or None where none fits.
 
-    Tried: the head on each GPU, in RAM, on disk; GPUs filled fastest first, largest first, as numbered, or not at all;
-    from the first block or from the last; two ring slots, and up to four where they pay.
+    Tried: the head on the first or last GPU, in RAM, on disk; GPUs filled fastest first, largest first, as numbered, or
+    not at all, from the first block or from the last; two ring slots, and up to four where they pay.
     """
     best: tuple[float, tuple[str, ...], Choice] | None = None
     seen: set[tuple[str, ...]] = set()
@@ -42,7 +42,8 @@ def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
 
 def _placements(problem: Problem) -> Iterator[tuple[tuple[str, ...], Choice]]:
     orders = _gpu_orders(problem)
-    heads = [*{_likeness(problem, g): g.name for g in problem.gpus}.values(), "ram", "disk"]
+    ends = [name for order in orders if order for name in (order[0], order[-1])]
+    heads = [*dict.fromkeys(ends), "ram", "disk"]
     if not any(unit.kind == "head" for unit in problem.units):
         heads = ["ram"]
     for head, order, from_end in product(heads, orders, (False, True)):
@@ -52,11 +53,6 @@ def _placements(problem: Problem) -> Iterator[tuple[tuple[str, ...], Choice]]:
         homes = place(problem.units, problem.ram, problem.gpus, choice)
         if homes is not None:
             yield homes, choice
-
-
-def _likeness(problem: Problem, gpu: Tier) -> tuple[int, int, float]:
-    """GPUs of equal likeness are interchangeable."""
-    return gpu.room, gpu.weight_limit, sum(problem.decode_s[gpu.name])
 
 
 def _gpu_orders(problem: Problem) -> list[tuple[str, ...]]:

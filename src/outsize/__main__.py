@@ -1,0 +1,8 @@
+"""``python -m outsize`` is ``outsize``."""
+
+import sys
+
+from outsize.interfaces.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The command line: finds the command, and turns what it raises into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import outsize
+from outsize.errors import OutsizeError, UsageError
+
+# Every command is a module of its own with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported only when
+# it is asked for, so that none pays for what another needs. A new command is one line here.
+COMMANDS = {
+    "plan": ("outsize.interfaces.command_plan", "say what fits where, and how fast it would be"),
+}
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong is raised: it becomes one line like any other error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(message, remedy=f"{self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code.
+
+    0 done, 1 failed, 2 wrong usage, 3 does not fit, 4 damaged or untrustworthy model files, 130 interrupted.
+    """
+    try:
+        code = _run(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except OutsizeError as error:
+        print(f"outsize: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("outsize: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has what it wanted. Python would flush once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    parser, commands = _parsers()
+    name = next((word for word in argv if not word.startswith("-")), "")
+    module: Any = None
+    if name in COMMANDS:
+        module = importlib.import_module(COMMANDS[name][0])
+        module.add_arguments(commands[name])
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    if module is None:
+        parser.print_help()
+        return 0
+    return int(module.run(args))
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands, which know no options yet."""
+    parser = Parser(prog="outsize", description=(outsize.__doc__ or "").partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"outsize {outsize.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
+    return parser, {
+        name: commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for name, (_, text) in COMMANDS.items()
+    }
