@@ -161,7 +161,7 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-class _Seekable(io.RawIOBase):
+class _Seekable:
     """A ByteSource as the seekable file that zipfile wants; the last bytes are kept, where the directory lies."""
 
     def __init__(self, source: ByteSource) -> None:
@@ -169,14 +169,6 @@ class _Seekable(io.RawIOBase):
         self._position = 0
         self._tail_start = max(0, source.size - (1 << 17 if source.remote else 1 << 12))
         self._tail = source.read(self._tail_start, source.size - self._tail_start)
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
 
     def tell(self) -> int:
         """The position."""

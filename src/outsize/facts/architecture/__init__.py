@@ -23,9 +23,9 @@ from transformers.utils import logging as transformers_logging
 
 from outsize.errors import DamagedModel, UnsupportedModel, UsageError
 from outsize.facts.dtypes import BYTES
-from outsize.facts.measure import Measured, measure
+from outsize.facts.architecture.measure import Measured, measure
 from outsize.facts.model import ModelSpec, ModuleSpec, Role, StoredTensor, TensorSpec
-from outsize.facts.recording import Expression, RecordingTensor, sources
+from outsize.facts.architecture.recording import Expression, RecordingTensor, sources
 
 Same = Callable[[StoredTensor, StoredTensor], bool]
 

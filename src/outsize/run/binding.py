@@ -1,0 +1,87 @@
+"""Weights in and out of a model's modules: views of a buffer that the stream filled, or stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from outsize.facts.architecture import Slot, Unit, Weight
+from outsize.facts.model import StoredTensor
+from outsize.facts.architecture.recording import copies, replay, sources
+from outsize.run.placeholders import AbsentTensor, RowsOnDisk
+from outsize.store.layout import Layout, lay_out
+from outsize.store.memory import Memory
+
+RESTS = "rests on disk and is in memory only while its own module computes"
+
+
+class Binding:
+    """One unit's weights, bound to bytes. ``slots``: the places this binding fills (an embedding may be filled apart)."""
+
+    def __init__(self, unit: Unit, device: torch.device, skip: tuple[nn.Module, ...] = ()) -> None:
+        self.unit = unit
+        self.device = device
+        self.layout: Layout = lay_out(s for weight in unit.weights for s in sources(weight.expression))
+        self.copies = any(copies(weight.expression) for weight in unit.weights)
+        self._slots = {
+            weight.name: tuple(slot for slot in weight.slots if not any(slot.module is m for m in skip))
+            for weight in unit.weights
+        }
+
+    def bind(self, memory: Memory, *, own: bool) -> None:
+        """Puts the unit's weights, as they lie in ``memory``, into its modules.
+
+        ``own``: in memory of their own, on the unit's device, so that the buffer may be reused afterwards.
+        """
+        for weight in self.unit.weights:
+            tensor = replay(weight.expression, self._fetch(memory))
+            if own:
+                tensor = torch.empty_like(tensor, device=self.device).copy_(tensor)
+            self._put(weight, tensor)
+
+    def unbind(self, reason: str = RESTS) -> None:
+        """Puts stand-ins in place of the weights, so that nothing can compute with a buffer's next contents."""
+        for weight in self.unit.weights:
+            self._put(weight, AbsentTensor(weight.name, weight.shape, weight.dtype, self.device, reason))
+
+    def _put(self, weight: Weight, tensor: torch.Tensor) -> None:
+        shared: torch.Tensor | None = None
+        for slot in self._slots[weight.name]:
+            if shared is None:
+                shared = tensor if slot.buffer else nn.Parameter(tensor, requires_grad=False)
+            put(slot, shared)
+
+    def _fetch(self, memory: Memory) -> Callable[[StoredTensor], torch.Tensor]:
+        def fetch(stored: StoredTensor) -> torch.Tensor:
+            return tensor_at(memory, self.layout.position(stored), stored)
+
+        return fetch
+
+
+def tensor_at(memory: Memory, position: int, stored: StoredTensor) -> torch.Tensor:
+    """A view of a stored tensor's bytes in a buffer, with its shape and data type. No copy."""
+    dtype = getattr(torch, stored.dtype)
+    count = stored.nbytes // dtype.itemsize
+    if count == 0:
+        return torch.empty(stored.shape, dtype=dtype)
+    return torch.frombuffer(memory.view, dtype=dtype, count=count, offset=position).view(stored.shape)
+
+
+def put(slot: Slot, tensor: torch.Tensor) -> None:
+    """Sets one place of a module, past nn.Module's checks of what kind of tensor was there."""
+    if slot.buffer:
+        slot.module._buffers[slot.attribute] = tensor
+    else:
+        slot.module._parameters[slot.attribute] = tensor  # type: ignore[assignment]
+
+
+def bind_rows(unit: Unit, modules: tuple[nn.Module, ...], read: Callable[[Weight, list[int]], torch.Tensor]) -> None:
+    """Makes embeddings look their rows up on disk. ``read(weight, rows)`` gives [rows, width]."""
+    for weight in unit.weights:
+        rows = RowsOnDisk(weight.name, weight.shape, weight.dtype, lambda numbers, w=weight: read(w, numbers))  # type: ignore[misc]
+        shared = nn.Parameter(rows, requires_grad=False)
+        for slot in weight.slots:
+            if any(slot.module is module for module in modules):
+                put(slot, shared)

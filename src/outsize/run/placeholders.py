@@ -1,0 +1,88 @@
+"""What stands in a module where its weight is not in memory: tensors of the right shape that hold no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from outsize.errors import OutsizeError
+
+PASSIVE = frozenset({"aten.detach.default", "aten.alias.default"})  # what wrapping a tensor in a Parameter does
+
+
+class AbsentTensor(torch.Tensor):
+    """A weight that rests on disk. It answers for its shape, data type and device; any use of its values is an error."""
+
+    weight_name: str
+    reason: str
+
+    @staticmethod
+    def __new__(
+        cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, reason: str
+    ) -> AbsentTensor:
+        made: AbsentTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, shape, dtype=dtype, device=device
+        )
+        made.weight_name, made.reason = name, reason
+        return made
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"AbsentTensor({self.weight_name}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if str(func) in PASSIVE:
+            return args[0]
+        absent = next(a for a in args if isinstance(a, cls))
+        raise OutsizeError(f"{absent.weight_name} {absent.reason}")
+
+
+class RowsOnDisk(torch.Tensor):
+    """An embedding's weight that rests on disk: a look-up reads the rows that it needs, any other use is an error.
+
+    ``read_rows(unique row numbers, ascending)`` gives [rows, width].
+    """
+
+    weight_name: str
+    read_rows: Callable[[list[int]], torch.Tensor]
+
+    @staticmethod
+    def __new__(
+        cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, read_rows: Callable[[list[int]], torch.Tensor]
+    ) -> RowsOnDisk:
+        made: RowsOnDisk = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device="cpu")  # type: ignore[attr-defined]
+        made.weight_name, made.read_rows = name, read_rows
+        return made
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"RowsOnDisk({self.weight_name}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.embedding and isinstance(args[1], cls):
+            return args[1].look_up(args[0])
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if str(func) in PASSIVE:
+            return args[0]
+        rows = next(a for a in args if isinstance(a, cls))
+        raise OutsizeError(f"{rows.weight_name} rests on disk and is looked up by row only")
+
+    def look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of token ids of any shape: [*ids.shape, width]."""
+        unique, where = torch.unique(ids, return_inverse=True)  # sorted: rows are read in the order of the file
+        if len(unique) and not 0 <= int(unique[0]) <= int(unique[-1]) < self.shape[0]:
+            raise IndexError(f"token ids must be in 0..{self.shape[0] - 1}, not {int(unique[0])}..{int(unique[-1])}")
+        rows = self.read_rows(unique.tolist())
+        return rows[where]  # [*ids.shape, width]
