@@ -20,8 +20,9 @@ class FakeHub:
     """Serves ``models[id][file name] -> bytes`` at ``url``; counts ``requests`` and ``bytes_sent``.
 
     Faults: ``status`` answers everything with that code (``error_code`` as its X-Error-Code); ``fail_next`` the next
-    so many file requests with 500; ``cut_next`` closes the next so many bodies half-way; ``hang_s`` waits before each
-    answer; ``ignore_ranges`` sends whole files; ``spoil`` flips the last byte of the files named, for so many times.
+    so many file requests with 500; ``cut_next`` closes the next so many bodies half-way; ``short_next`` lets the next
+    so many ranges seem complete at half their length; ``hang_s`` waits before each answer; ``ignore_ranges`` sends
+    whole files; ``spoil`` flips the last byte of the files named, for so many times.
     """
 
     def __init__(self) -> None:
@@ -32,10 +33,11 @@ class FakeHub:
         self.error_code = ""
         self.fail_next = 0
         self.cut_next = 0
+        self.short_next = 0
         self.hang_s = 0.0
         self.ignore_ranges = False
         self.spoil: dict[str, int] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -53,6 +55,11 @@ class FakeHub:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader that hangs up is no fault of this server."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -103,7 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(200, content, headers, body)
         first, last = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        return self.send(206, content[first : last + 1], headers, body)
+        part = content[first : last + 1]
+        if body and hub.short_next:
+            hub.short_next -= 1
+            part = part[: len(part) // 2]
+        return self.send(206, part, headers, body)
 
     def fail(self, status: int, code: str) -> None:
         self.send(status, b"", {"X-Error-Code": code} if code else {}, False)
