@@ -35,7 +35,9 @@ def decoder(blocks=4, hidden=256, vocab=1000, *, inner=None, dtype="bfloat16", t
         ModuleSpec("norm", "other", "", (weight("norm.weight", hidden, dtype=dtype, matmul=False),), CacheSpec()),
     ]  # fmt: skip
     if not tied:
-        modules.append(ModuleSpec("head", "head", "", (weight("head.weight", vocab, hidden, dtype=dtype),), CacheSpec()))
+        modules.append(
+            ModuleSpec("head", "head", "", (weight("head.weight", vocab, hidden, dtype=dtype),), CacheSpec())
+        )
     workspace = WorkspaceSpec(base=MIB // 64, linear=20 * hidden, square=0.0)
     return ModelSpec(
         "tests/decoder", "TestForCausalLM", "test", False, positions, vocab, tuple(modules), workspace, dtype=dtype

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 Kind = Literal["block", "head", "lookup", "small"]
+Start = Literal["first", "last", "largest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,31 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What one candidate tries: where the head rests, in which order GPUs are filled and from which end, ring slots."""
+    """What one candidate tries: the head's home, the order in which GPUs are filled and with what first, ring slots."""
 
     head: str
     gpus: tuple[str, ...]
-    from_end: bool
+    start: Start
     slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What RAM leaves to the blocks: bytes of weights, bytes with the ring, its slots, and the least size of a slot."""
+
+    weights: int
+    room: int
+    slots: int
+    largest: int
+
+
+MOST_CEILINGS = 8
+# GPUs take blocks in this order; what decode does not touch comes last.
+ORDERS: dict[Start, Callable[[Unit], tuple[bool, int, int]]] = {
+    "first": lambda unit: (not unit.every_token, 0, unit.index),
+    "last": lambda unit: (not unit.every_token, 0, -unit.index),
+    "largest": lambda unit: (not unit.every_token, -unit.resident_bytes, unit.index),
+}
 
 
 class Space:
@@ -76,14 +97,14 @@ def place(units: Sequence[Unit], ram: Tier, gpus: Sequence[Tier], choice: Choice
     go where their neighbours compute.
     """
     space = Space((ram, *gpus))
-    small = sum(u.resident_bytes for u in units if u.kind == "small")
+    small = sum(u.resident_bytes for u in units if follows(u))
     for gpu in gpus:
         space.room[gpu.name] -= small  # so that the norms may follow their blocks, at the end
     homes = place_outside(units, space, choice)
     if homes is None:
         return None
     blocks = [u for u in units if u.kind == "block"]
-    order = sorted(reversed(blocks) if choice.from_end else blocks, key=lambda u: not u.every_token)
+    order = sorted(blocks, key=ORDERS[choice.start])
     for name in choice.gpus:
         for unit in order:
             if unit.index not in homes and space.take(name, unit.resident_bytes, unit.kv_bytes):
@@ -121,60 +142,77 @@ def place_outside(units: Sequence[Unit], space: Space, choice: Choice) -> dict[i
 def split(rest: Sequence[Unit], already: Sequence[Unit], space: Space, slots: int) -> frozenset[int] | None:
     """Indexes of the units to stream so that the others fit in RAM beside the ring; None where even all is too few.
 
-    ``already`` are streamed in any case. Takes what it needs from ``space``. The cache of all of them lies in RAM.
+    ``already`` are streamed in any case. Takes what it needs from ``space``. Their cache lies in RAM. Where sizes
+    differ, streaming only the smaller ones is tried too, for their ring is smaller; the fewest bytes win.
     """
     room = space.room["ram"] - sum(u.kv_bytes for u in (*rest, *already))
-    limit = space.weights["ram"]
-    total = sum(u.resident_bytes for u in rest)
-    largest = max((u.slot_bytes for u in already), default=0)
-    if total <= limit and total + slots * largest <= room:
+    bounds = Bounds(space.weights["ram"], room, slots, max((u.slot_bytes for u in already), default=0))
+    always = frozenset(u.index for u in already)
+    if fits(rest, set(), bounds):
+        total = sum(u.resident_bytes for u in rest)
         space.take("ram", total)
-        space.room["ram"] = room - total - slots * largest
-        return frozenset(u.index for u in already)
-    idle = [u for u in rest if not u.every_token]
-    busy = [u for u in rest if u.every_token]
-    unit_bytes = max((u.resident_bytes for u in rest), default=1) or 1
-    least = max(1, -(-(total - min(limit, room)) // unit_bytes))  # fewer cannot be enough
-    for count in range(least, len(rest) + 1):
+        space.room["ram"] = room - total - slots * bounds.largest
+        return always
+    tried = (
+        thin(rest, [u for u in rest if u.slot_bytes <= ceiling], bounds)
+        for ceiling in sorted({u.slot_bytes for u in rest})[-MOST_CEILINGS:]
+    )
+    found = [out for out in tried if out is not None]
+    if not found:
+        return None
+    space.room["ram"] = 0  # nothing else is kept beside a ring
+    return always | min(found, key=lambda out: sum(u.resident_bytes for u in rest if u.index in out and u.every_token))
+
+
+def thin(rest: Sequence[Unit], movable: Sequence[Unit], bounds: Bounds) -> set[int] | None:
+    """Indexes of the fewest ``movable`` units, evenly spread, without which the rest fits; idle ones before others."""
+    idle = [u for u in movable if not u.every_token]
+    busy = [u for u in movable if u.every_token]
+    total = sum(u.resident_bytes for u in rest)
+    unit_bytes = max(1, *(u.resident_bytes for u in movable))
+    least = max(1, -(-(total - min(bounds.weights, bounds.room)) // unit_bytes))  # fewer cannot be enough
+    for count in range(least, len(movable) + 1):
         out = spread(idle, min(count, len(idle))) if idle else set()
         if count > len(idle):
             out |= spread(busy, count - len(idle))
-        if fits(rest, out, (limit, room), slots, largest):
-            out = refill(rest, out, (limit, room), slots, largest)
-            space.room["ram"] = 0  # nothing else is kept beside a ring
-            return frozenset(out | {u.index for u in already})
+        if fits(rest, out, bounds):
+            return refill(rest, movable, out, bounds)
     return None
 
 
-def fits(rest: Sequence[Unit], out: set[int], bounds: tuple[int, int], slots: int, largest: int) -> bool:
-    """Whether all but ``out`` rests within the bounds (weights, bytes in all) beside ``slots`` of the largest one."""
+def fits(rest: Sequence[Unit], out: set[int], bounds: Bounds) -> bool:
+    """Whether all but ``out`` rests within the bounds, beside a ring that takes the largest streamed unit."""
     held = sum(u.resident_bytes for u in rest if u.index not in out)
     slot = max((u.slot_bytes for u in rest if u.index in out), default=0)
-    return held <= bounds[0] and held + slots * max(slot, largest) <= bounds[1]
+    return held <= bounds.weights and held + bounds.slots * max(slot, bounds.largest) <= bounds.room
 
 
-def refill(rest: Sequence[Unit], out: set[int], bounds: tuple[int, int], slots: int, largest: int) -> set[int]:
+def refill(rest: Sequence[Unit], movable: Sequence[Unit], out: set[int], bounds: Bounds) -> set[int]:
     """Where units differ in size: keep what still fits, and exchange streamed ones for smaller ones while that fits."""
     if len({(u.resident_bytes, u.slot_bytes) for u in rest}) == 1:
         return out
     out = set(out)
-    for unit in sorted(rest, key=lambda u: (not u.every_token, -u.resident_bytes)):
-        if unit.index in out and fits(rest, out - {unit.index}, bounds, slots, largest):
+    for unit in sorted(movable, key=lambda u: (not u.every_token, -u.resident_bytes)):
+        if unit.index in out and fits(rest, out - {unit.index}, bounds):
             out.remove(unit.index)
-    for unit in rest:
-        for other in rest:
-            if unit.index in out and other.index not in out and other.resident_bytes < unit.resident_bytes:
-                swapped = out - {unit.index} | {other.index}
-                if unit.every_token >= other.every_token and fits(rest, swapped, bounds, slots, largest):
-                    out = swapped
+    for unit, other in product(movable, movable):
+        if unit.index in out and other.index not in out and other.resident_bytes < unit.resident_bytes:
+            swapped = out - {unit.index} | {other.index}
+            if unit.every_token >= other.every_token and fits(rest, swapped, bounds):
+                out = swapped
     return out
+
+
+def follows(unit: Unit) -> bool:
+    """Whether the unit goes where its neighbour computes: norms do, small embeddings stay in RAM."""
+    return unit.kind == "small" and not unit.rows and not unit.kv_bytes
 
 
 def follow(units: Sequence[Unit], homes: dict[int, str], space: Space) -> None:
     """Move small modules to the GPU on which the module before them computes: a hop less. Their room was kept."""
     before = ""
     for unit in units:
-        if unit.kind == "small" and before.startswith("gpu") and not unit.kv_bytes:
+        if follows(unit) and before.startswith("gpu"):
             space.room[before] += unit.resident_bytes
             if space.take(before, unit.resident_bytes):
                 homes[unit.index] = before

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from outsize.planning.placement import Choice, place
+from outsize.planning.placement import Choice, Start, place
 from outsize.planning.prediction import judge
 from outsize.planning.problem import Problem
 
@@ -46,10 +46,13 @@ def _placements(problem: Problem) -> Iterator[tuple[tuple[str, ...], Choice]]:
     heads = [*dict.fromkeys(ends), "ram", "disk"]
     if not any(unit.kind == "head" for unit in problem.units):
         heads = ["ram"]
-    for head, order, from_end in product(heads, orders, (False, True)):
-        if from_end and not order:
+    starts: list[Start] = ["first", "last"]
+    if len({unit.resident_bytes for unit in problem.units if unit.kind == "block"}) > 1:
+        starts.append("largest")
+    for head, order, start in product(heads, orders, starts):
+        if not order and start != "first":
             continue
-        choice = Choice(head, order, from_end, LEAST_SLOTS)
+        choice = Choice(head, order, start, LEAST_SLOTS)
         homes = place(problem.units, problem.ram, problem.gpus, choice)
         if homes is not None:
             yield homes, choice
