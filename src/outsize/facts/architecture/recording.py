@@ -18,6 +18,9 @@ from outsize.facts.model import StoredTensor
 # Operations that give their input back: left out of expressions, so that a plain tensor stays a plain source.
 IDENTITIES = frozenset({"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
 
+# Changes of device and data type, in the forms in which they reach a dispatcher. Devices mean nothing here.
+CASTS = frozenset({"aten._to_copy.default", "aten.to.device", "aten.to.dtype", "aten.to.dtype_layout"})
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -107,15 +110,14 @@ class RecordingTensor(torch.Tensor):
         first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, RecordingTensor))
         if func is torch.ops.aten.equal.default:
             return _equal(args[0], args[1])
-        shadows, named = tree_map(lambda x: x.shadow if isinstance(x, RecordingTensor) else x, (args, kwargs))
-        if "device" in named:
-            named["device"] = torch.device("meta")
+        shadows, named = tree_map(_shadow, (args, kwargs))
         result = func(*shadows, **named)
-        kwargs.pop("device", None)
-        if str(func) in IDENTITIES or (func is torch.ops.aten._to_copy.default and _nothing_to_do(first, kwargs)):
+        if str(func) in IDENTITIES or (str(func) in CASTS and result.dtype == first.dtype):
             return cls(result, first.expression, first.same)
-        write = lambda x: x.expression if isinstance(x, RecordingTensor) else x  # noqa: E731
-        noted_args, noted_kwargs = tree_map(write, (args, kwargs))
+        if str(func) in CASTS:
+            cast = Call(torch.ops.aten._to_copy.default, (first.expression,), {"dtype": result.dtype})
+            return cls(result, cast, first.same)
+        noted_args, noted_kwargs = tree_map(_noted, (args, kwargs))
         if isinstance(result, torch.Tensor):
             return cls(result, Call(func, noted_args, noted_kwargs), first.same)
         if isinstance(result, list | tuple):
@@ -129,8 +131,14 @@ def _is_expression(leaf: Any) -> bool:
     return isinstance(leaf, Source | Call)
 
 
-def _nothing_to_do(tensor: RecordingTensor, kwargs: dict[str, Any]) -> bool:
-    return kwargs.get("dtype", tensor.dtype) == tensor.dtype
+def _noted(leaf: Any) -> Any:
+    return leaf.expression if isinstance(leaf, RecordingTensor) else leaf
+
+
+def _shadow(leaf: Any) -> Any:
+    if isinstance(leaf, RecordingTensor):
+        return leaf.shadow
+    return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -1,0 +1,155 @@
+"""The Python face: ``outsize.plan`` and ``outsize.load``. Nothing here imports torch until a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from outsize.errors import UsageError
+from outsize.facts.machine import Machine
+from outsize.facts.model import ModelSpec
+from outsize.facts.parse_machine import parse_machine
+from outsize.facts.resolve import fetch_folder, folder_spec, resolve_spec
+from outsize.facts.sizes import parse_size
+from outsize.planning.plan import WEIGHTS, Plan, Request, Weights
+from outsize.planning.planner import choose, make_request, plan_all, plan_one
+from outsize.run.load import Opening, Progress, open_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Size = int | str  # bytes, or as a person writes them: "6GiB"
+
+
+def plan(  # noqa: PLR0913  the interface's own keywords
+    model: str,
+    *,
+    weights: str | None = None,
+    context: int | None = None,
+    batch: int = 1,
+    machine: str = "local",
+    ram: Size | None = None,
+    gpu_memory: Size | Sequence[Size] | None = None,
+    no_gpu: bool = False,
+    weight_limits: Mapping[str, Size] | None = None,
+    revision: str | None = None,
+) -> Plan:
+    """The plan for a model on a machine, without loading it: a home for every module, bytes per tier, seconds.
+
+    ``machine``: "local", a preset, a JSON file or a description. Without ``weights`` native, int8 and int4 are compared
+    and the one to choose is returned. A plan that does not fit says so in ``fits`` and ``shortfall_bytes``.
+    Raises UsageError, ModelNotFound, HubUnreachable, DamagedModel or UnsupportedModel.
+    """
+    formats = WEIGHTS if weights is None else (parse_weights(weights),)
+    spec = resolve_spec(model, revision)
+    here = parse_machine(machine, model_path=Path(model) if Path(model).is_dir() else None)
+    here = drop_gpus(here) if no_gpu else here
+    request = request_for(spec, context=context, batch=batch, ram=ram, gpu_memory=gpu_memory, weight_limits=weight_limits)
+    plans = plan_all(spec, here, request, formats)
+    return plans[choose(plans)]
+
+
+def load(  # noqa: PLR0913  the interface's own keywords
+    model: str | Path,
+    *,
+    weights: str = "native",
+    ram: Size | None = None,
+    gpu_memory: Size | Sequence[Size] | None = None,
+    no_gpu: bool = False,
+    weight_limits: Mapping[str, Size] | None = None,
+    context: int | None = None,
+    batch: int = 1,
+    auto_class: str | None = None,
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """A transformers model that runs from wherever its weights fit: GPUs, main memory, disk.
+
+    ``ram``: most resident memory of the whole process. ``gpu_memory``: most bytes of each GPU. ``weight_limits``: most
+    bytes of weights at rest in a tier. ``context`` and ``batch``: tokens per sequence and sequences that memory is kept
+    for. ``auto_class``: "AutoModel" and others; by default the class that the configuration names.
+    ``model.outsize`` holds ``plan``, ``stats`` and ``close()``.
+
+    Raises DoesNotFit before anything is loaded, DamagedModel, ModelNotFound, HubUnreachable, UnsupportedModel or
+    UsageError.
+    """
+    opening = prepare(
+        str(model),
+        weights=weights,
+        context=context,
+        batch=batch,
+        ram=ram,
+        gpu_memory=gpu_memory,
+        no_gpu=no_gpu,
+        weight_limits=weight_limits,
+        auto_class=auto_class,
+        revision=revision,
+    )
+    return open_model(opening)
+
+
+def prepare(  # noqa: PLR0913
+    model: str,
+    *,
+    weights: str = "native",
+    context: int | None = None,
+    batch: int = 1,
+    prompt: int | None = None,
+    ram: Size | None = None,
+    gpu_memory: Size | Sequence[Size] | None = None,
+    no_gpu: bool = False,
+    weight_limits: Mapping[str, Size] | None = None,
+    auto_class: str | None = None,
+    revision: str | None = None,
+) -> Opening:
+    """All that is decided before a weight is read. Downloads the model where it is not on this machine."""
+    format_ = parse_weights(weights)
+    folder = fetch_folder(model, revision)
+    spec = folder_spec(folder, auto_class)
+    machine = parse_machine("local", model_path=folder.path)
+    machine = drop_gpus(machine) if no_gpu else machine
+    request = request_for(
+        spec, context=context, batch=batch, prompt=prompt, ram=ram, gpu_memory=gpu_memory, weight_limits=weight_limits
+    )
+    return Opening(folder, spec, machine, plan_one(spec, machine, request, format_), auto_class)
+
+
+def request_for(  # noqa: PLR0913
+    spec: ModelSpec,
+    *,
+    context: int | None = None,
+    batch: int = 1,
+    prompt: int | None = None,
+    ram: Size | None = None,
+    gpu_memory: Size | Sequence[Size] | None = None,
+    weight_limits: Mapping[str, Size] | None = None,
+) -> Request:
+    """A Request from what users write. Raises UsageError."""
+    several = () if gpu_memory is None else (gpu_memory,) if isinstance(gpu_memory, int | str) else tuple(gpu_memory)
+    return make_request(
+        spec,
+        context=context,
+        batch=batch,
+        prompt=prompt,
+        ram_budget=None if ram is None else _bytes(ram),
+        gpu_budgets=tuple(_bytes(size) for size in several),
+        weight_limits=tuple((tier, _bytes(size)) for tier, size in (weight_limits or {}).items()),
+    )
+
+
+def drop_gpus(machine: Machine) -> Machine:
+    """The machine without its GPUs."""
+    return replace(machine, devices=tuple(d for d in machine.devices if d.kind != "gpu"))
+
+
+def parse_weights(text: str) -> Weights:
+    """One of native, int8 and int4. Raises UsageError."""
+    for known in WEIGHTS:
+        if text == known:
+            return known
+    raise UsageError(f"weights {text!r}", need="one of " + ", ".join(WEIGHTS))
+
+
+def _bytes(size: Size) -> int:
+    return size if isinstance(size, int) else parse_size(size)

@@ -1,0 +1,99 @@
+"""The handle ``model.outsize``: what was decided, what happened, and the end of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from outsize.errors import DoesNotFit
+from outsize.facts.machine import Machine
+from outsize.facts.model import ModelSpec
+from outsize.facts.sizes import format_size
+from outsize.planning.plan import Plan
+from outsize.run.sweep import Sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a model has done since it was loaded."""
+
+    sweeps: int  # forward passes
+    bytes_read: int  # from the drive
+    waited_s: float  # that the computation waited for the drive
+    open_s: float  # since the load began
+    peak_ram_bytes: int  # most resident memory of the process so far
+
+
+class Engine:
+    """Owns a running model's memory and threads.
+
+    ``plan``, ``spec`` and ``machine`` are what it was built from. Raises DoesNotFit, before anything is allocated, for a
+    forward pass that needs more memory than the budget leaves.
+    """
+
+    def __init__(self, spec: ModelSpec, machine: Machine, plan: Plan, sweep: Sweep) -> None:
+        self.spec = spec
+        self.machine = machine
+        self.plan = plan
+        self._sweep = sweep
+        self._began = time.monotonic()
+        self._guard = sweep.model.register_forward_pre_hook(self._check_room, with_kwargs=True)
+
+    @property
+    def stats(self) -> Stats:
+        """What has happened so far."""
+        stream = self._sweep.stream.stats
+        return Stats(
+            sweeps=self._sweep.sweeps,
+            bytes_read=self._sweep.bytes_read,
+            waited_s=stream.waited_s,
+            open_s=time.monotonic() - self._began,
+            peak_ram_bytes=peak_ram_bytes(),
+        )
+
+    def close(self) -> None:
+        """Ends the threads and frees the memory. The model cannot be used afterwards. A second close does nothing."""
+        self._guard.remove()
+        self._sweep.close()
+
+    def _check_room(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Whether the cache and the workspace of the coming pass fit into what the plan leaves free."""
+        inputs = _inputs(args, kwargs)
+        if inputs is None:
+            return
+        batch, tokens = inputs.shape[0], inputs.shape[1]
+        past = kwargs.get("past_key_values")
+        length = tokens + (int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0)
+        request = self.plan.request
+        if batch <= request.batch and length <= request.context and tokens <= request.prompt:
+            return
+        usage = self.plan.usage["ram"]
+        computed_here = {item.module for item in self.plan.items if item.compute == "ram"}
+        cache = sum(m.cache.bytes_for(length, length) for m in self.spec.modules if m.name in computed_here)
+        need = batch * cache + self.spec.workspace.bytes_for(batch, tokens)
+        have = usage.capacity_bytes - usage.total_bytes + usage.kv_bytes + usage.workspace_bytes
+        if need > have:
+            raise DoesNotFit(
+                f"a pass over {batch} sequences of {length} tokens does not fit into the memory that the plan leaves",
+                need=format_size(need),
+                have=f"{format_size(have)} for cache and workspace",
+                remedy=f"load the model with context={length} and batch={batch}",
+                shortfall_bytes=need - have,
+            )
+
+
+def _inputs(args: Any, kwargs: dict[str, Any]) -> Any:
+    for name in ("decoder_input_ids", "input_ids", "inputs_embeds"):
+        if kwargs.get(name) is not None:
+            return kwargs[name]
+    return args[0] if args and hasattr(args[0], "shape") and len(args[0].shape) >= 2 else None
+
+
+def peak_ram_bytes() -> int:
+    """Most resident memory this process has had: VmHWM of /proc/self/status."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
