@@ -138,6 +138,8 @@ class Stream:
             else:
                 entry.state = "done" if entry.cargo.stay == "once" else "absent"
                 self._recycle(entry)
+            if self._position == index:
+                self._position = entry.successor  # this one has had its turn
             self._fill()
 
     def close(self) -> None:
