@@ -166,6 +166,8 @@ def split(rest: Sequence[Unit], already: Sequence[Unit], space: Space, slots: in
 
 def thin(rest: Sequence[Unit], movable: Sequence[Unit], bounds: Bounds) -> set[int] | None:
     """Indexes of the fewest ``movable`` units, evenly spread, without which the rest fits; idle ones before others."""
+    if not fits(rest, {u.index for u in movable}, bounds):
+        return None  # and fewer take more room, unless smaller ones alone do, which is tried too
     idle = [u for u in movable if not u.every_token]
     busy = [u for u in movable if u.every_token]
     total = sum(u.resident_bytes for u in rest)
@@ -176,8 +178,8 @@ def thin(rest: Sequence[Unit], movable: Sequence[Unit], bounds: Bounds) -> set[i
         if count > len(idle):
             out |= spread(busy, count - len(idle))
         if fits(rest, out, bounds):
-            return refill(rest, movable, out, bounds)
-    return None
+            break
+    return refill(rest, movable, out, bounds)
 
 
 def fits(rest: Sequence[Unit], out: set[int], bounds: Bounds) -> bool:

@@ -14,7 +14,7 @@ from outsize.planning.prediction import bottleneck, computing, decode_order, fir
 from outsize.planning.problem import Problem, make_problem
 from outsize.planning.reasons import reason
 from outsize.planning.remedies import remedies
-from outsize.planning.search import fastest, smallest
+from outsize.planning.search import fastest, fits, smallest
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_PROMPT = 512
@@ -75,7 +75,11 @@ def choose(plans: Sequence[Plan]) -> int:
 
 
 def _with_remedies(spec: ModelSpec, machine: Machine, plan: Plan) -> Plan:
-    return replace(plan, remedies=remedies(spec, machine, plan, lambda m, r, w: _plan(spec, m, r, w).fits))
+    return replace(plan, remedies=remedies(spec, machine, plan, lambda r, w: _fits(make_problem(spec, machine, r, w))))
+
+
+def _fits(problem: Problem) -> bool:
+    return fits(problem) and sum(problem.rest_bytes) <= problem.machine.disk.capacity_bytes
 
 
 def _plan(spec: ModelSpec, machine: Machine, request: Request, weights: Weights) -> Plan:

@@ -13,26 +13,26 @@ from outsize.planning.plan import WEIGHTS, Plan, Request, Weights
 
 LEAST_CONTEXT = 64  # below this a context is of no use to anybody
 
-Fits = Callable[[Machine, Request, Weights], bool]
+Fits = Callable[[Request, Weights], bool]
 
 
 def remedies(spec: ModelSpec, machine: Machine, plan: Plan, fits: Fits) -> tuple[str, ...]:
     """Sentences that name what would fit: another format, a smaller batch or context, more RAM, a larger drive.
 
-    ``fits`` answers whether a machine, a request and a format go together.
+    ``fits`` answers whether a request and a format do.
     """
     request = plan.request
     found = [
         f"--weights {weights} would fit"
         for weights in WEIGHTS[WEIGHTS.index(plan.weights) + 1 :]
-        if fits(machine, request, weights)
+        if fits(request, weights)
     ]
-    if request.batch > 1 and fits(machine, replace(request, batch=1), plan.weights):
-        batch = _largest(1, request.batch, lambda n: fits(machine, replace(request, batch=n), plan.weights))
+    if request.batch > 1 and fits(replace(request, batch=1), plan.weights):
+        batch = _largest(1, request.batch, lambda n: fits(replace(request, batch=n), plan.weights))
         found.append(f"--batch {batch} would fit")
-    if fits(machine, replace(request, context=LEAST_CONTEXT), plan.weights) and request.context > LEAST_CONTEXT:
+    if fits(replace(request, context=LEAST_CONTEXT), plan.weights) and request.context > LEAST_CONTEXT:
         high = request.context
-        context = _largest(LEAST_CONTEXT, high, lambda n: fits(machine, replace(request, context=n), plan.weights))
+        context = _largest(LEAST_CONTEXT, high, lambda n: fits(replace(request, context=n), plan.weights))
         found.append(f"--context {context} would fit")
     files = sum(footprint.rest_bytes(module, plan.weights) for module in spec.modules)
     return (*found, *_more(machine, plan, files))

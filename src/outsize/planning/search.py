@@ -66,6 +66,11 @@ def _gpu_orders(problem: Problem) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(orders))
 
 
+def fits(problem: Problem) -> bool:
+    """Whether any placement fits: the first one found answers."""
+    return next(_placements(problem), None) is not None
+
+
 def smallest(problem: Problem) -> tuple[tuple[str, ...], int]:
     """Homes and ring slots of the fastest placement in the least RAM that would do, where the machine's does not.
 
@@ -75,11 +80,9 @@ def smallest(problem: Problem) -> tuple[tuple[str, ...], int]:
     high = max(low, 0) + sum(u.resident_bytes + 2 * u.slot_bytes + u.kv_bytes for u in problem.units)
     while high - low > STEP_BYTES:
         middle = (low + high) // 2
-        enough = next(_placements(_with_room(problem, middle)), None) is not None
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if fits(_with_room(problem, middle)) else (middle, high)
     found = fastest(_with_room(problem, high))
-    if found is None:
-        raise AssertionError("with room for everything, something fits")
+    assert found is not None, "with room for everything, something fits"
     return found
 
 
