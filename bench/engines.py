@@ -6,6 +6,7 @@ Each runs in a process of its own, in its own cgroup, and prints one JSON line a
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ class Run:
     failure: str
     printed: dict[str, Any]
     outcome: dict[str, Any]
+    disk_bytes_per_s: float = math.nan  # what the disk gave around this run, filled in by who measured it
 
 
 @dataclass(frozen=True)

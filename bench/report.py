@@ -44,7 +44,7 @@ def result_name() -> str:
     return f"{datetime.date.today().isoformat()}-{slug}.json"
 
 
-def summary(runs: Sequence[Run], disk_bytes_per_s: float, stored: int) -> dict[str, Any]:
+def summary(runs: Sequence[Run], stored: int) -> dict[str, Any]:
     """One engine's figures over all its runs that did not fail.
 
     ``stored`` is the checkpoint's size in bytes: reading it once at the disk's rate is the physical limit of a cold
@@ -56,8 +56,14 @@ def summary(runs: Sequence[Run], disk_bytes_per_s: float, stored: int) -> dict[s
     token_s = [second for run in good for second in run.printed["token_s"]]
     token_bytes = [count for run in good for count in run.printed["token_disk_bytes"]]
     rates = [count / second for count, second in zip(token_bytes, token_s, strict=True)]
-    limit_s = stored / disk_bytes_per_s
+    fractions = [
+        count / second / run.disk_bytes_per_s
+        for run in good
+        for count, second in zip(run.printed["token_disk_bytes"], run.printed["token_s"], strict=True)
+    ]
+    disk_bytes_per_s = statistics.median(run.disk_bytes_per_s for run in good)
     cold = spread([run.printed["cold_first_token_s"] for run in good])
+    cold_over_limit = [run.printed["cold_first_token_s"] * run.disk_bytes_per_s / stored for run in good]
     # A token's disk bytes at the disk's full rate: what the same traffic would take if the disk never waited.
     token_limit = statistics.median(token_bytes) / disk_bytes_per_s
     return {
@@ -67,11 +73,12 @@ def summary(runs: Sequence[Run], disk_bytes_per_s: float, stored: int) -> dict[s
         "token_s": spread(token_s),
         "token_disk_bytes": spread(token_bytes),
         "bytes_per_s": spread(rates),
-        "disk_fraction": statistics.median(rates) / disk_bytes_per_s,
+        "disk_fraction": statistics.median(fractions),
+        "disk_bytes_per_s": disk_bytes_per_s,
         "token_limit_s": token_limit,
         "cold_first_token_s": cold,
-        "cold_limit_s": limit_s,
-        "cold_over_limit": cold["median"] / limit_s,
+        "cold_limit_s": stored / disk_bytes_per_s,
+        "cold_over_limit": statistics.median(cold_over_limit),
         "peak_rss_bytes": max(run.printed["peak_rss_bytes"] for run in good),
         "peak_cgroup_bytes": max(run.outcome["peak_bytes"] or 0 for run in good) or None,
         "peak_anonymous_bytes": max(run.outcome["peak_anonymous_bytes"] or 0 for run in good) or None,

@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +63,27 @@ def lineup(variant: Variant, folder: Path, only: list[str]) -> list[Engine]:
 
 
 def measure(chosen: list[Engine], variant: Variant, rounds: int) -> tuple[dict[str, list[Run]], list[float]]:
-    """All engines in turn, round after round; and the disk's rates in between, in bytes/s."""
+    """All engines in turn, round after round; the disk's rates, in bytes/s, before the first run and after each.
+
+    Drives drift within minutes, so each run is held against the mean of the rates just before and just after it.
+    """
     runs: dict[str, list[Run]] = {engine.name: [] for engine in chosen}
-    rates = [physical.disk_rate(chosen[0].model, 3.0)["bytes_per_s"]]
-    print(f"disk: {rates[-1] / 1e9:.2f} GB/s", file=sys.stderr, flush=True)
+    rates = [_disk_rate(chosen[0].model)]
     for _ in range(rounds):
         for engine in chosen:
             print(f"{engine.name} …", file=sys.stderr, flush=True)
             run = engine.run(variant.limit_bytes, variant.timeout_s)
-            runs[engine.name].append(run)
             figure = run.failure or f"{statistics.median(run.printed['token_s']):.2f} s/token"
             print(f"{engine.name}: {figure}", file=sys.stderr, flush=True)
-        rates.append(physical.disk_rate(chosen[0].model, 3.0)["bytes_per_s"])
-        print(f"disk: {rates[-1] / 1e9:.2f} GB/s", file=sys.stderr, flush=True)
+            rates.append(_disk_rate(chosen[0].model))
+            runs[engine.name].append(replace(run, disk_bytes_per_s=statistics.mean(rates[-2:])))
     return runs, rates
+
+
+def _disk_rate(model: Path) -> float:
+    rate = physical.disk_rate(model, 3.0)["bytes_per_s"]
+    print(f"disk: {rate / 1e9:.2f} GB/s", file=sys.stderr, flush=True)
+    return rate
 
 
 def checks(figures: dict[str, dict[str, Any]], budget: int) -> list[dict[str, Any]]:
@@ -131,8 +138,7 @@ def main() -> int:
     runs, rates = measure(chosen, variant, arguments.rounds)
     rate = statistics.median(rates)
     figures = {
-        engine.name: report.summary(runs[engine.name], rate, checkpoints.stored_bytes(engine.model))
-        for engine in chosen
+        engine.name: report.summary(runs[engine.name], checkpoints.stored_bytes(engine.model)) for engine in chosen
     }
     verdicts = checks(figures, budget)
     enforced = all(run.outcome["enforced"] for series in runs.values() for run in series)
