@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from outsize.facts import architecture
@@ -30,7 +31,7 @@ def main() -> None:
         cls = architecture.model_class(config)
         tensors = architecture.config_tensors(config, cls)
         spec = architecture.survey(architecture.rehearse(config, cls, tensors, lambda a, b: True), model_id)
-        (target / f"{stem.lower()}.json").write_text(spec_to_json(spec))
+        (target / f"{stem.lower()}.json").write_text(spec_to_json(replace(spec, origins={})))
         sys.stderr.write(f"{model_id}: {spec.parameters:,} parameters in {len(spec.blocks)} blocks\n")
 
 

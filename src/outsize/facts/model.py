@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 from typing import Literal
 
 from outsize.facts.dtypes import dtype_bytes
@@ -47,6 +49,17 @@ class TensorSpec:
     def runtime_bytes(self) -> int:
         """Bytes in memory: elements x bytes of the type the forward pass works on."""
         return self.elements * dtype_bytes(self.runtime)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which tensors of the checkpoint a parameter is made from; ``copies``: by more than looking at their bytes."""
+
+    names: tuple[str, ...]
+    copies: bool = False
+
+
+NO_ORIGINS: Mapping[str, Origin] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +136,7 @@ class ModelSpec:
     workspace: WorkspaceSpec
     buffer_bytes: int = 0  # non-persistent buffers (rotary tables), made at load, never stored
     dtype: str = ""  # the type most parameters are stored in
+    origins: Mapping[str, Origin] = field(default_factory=lambda: NO_ORIGINS)  # by parameter; none for shipped specs
 
     @property
     def parameters(self) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from outsize.errors import OutsizeError
-from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, TensorSpec, WorkspaceSpec
+from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, Origin, TensorSpec, WorkspaceSpec
 
-SCHEMA = 1
+SCHEMA = 2  # 2: origins
 ABSOLUTE = "="  # marks a tensor whose name does not start with its module's (a weight tied across modules)
 
 
@@ -22,7 +22,7 @@ def spec_to_json(spec: ModelSpec) -> str:
             entries[-1]["names"].append(module.name)
         else:
             entries.append(entry)
-    body = {
+    body: dict[str, Any] = {
         "schema": SCHEMA,
         "id": spec.id,
         "architecture": spec.architecture,
@@ -35,6 +35,8 @@ def spec_to_json(spec: ModelSpec) -> str:
         "workspace": [spec.workspace.base, spec.workspace.linear, spec.workspace.square],
         "modules": entries,
     }
+    if spec.origins:
+        body["origins"] = {name: [origin.copies, *origin.names] for name, origin in spec.origins.items()}
     return json.dumps(body, indent=1) + "\n"
 
 
@@ -55,6 +57,7 @@ def spec_from_json(text: str) -> ModelSpec:
             buffer_bytes=body["buffer_bytes"],
             workspace=WorkspaceSpec(*body["workspace"]),
             modules=tuple(_module(entry, name) for entry in body["modules"] for name in entry["names"]),
+            origins={name: Origin(tuple(names), copies) for name, (copies, *names) in body.get("origins", {}).items()},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise OutsizeError(f"this is no model spec of outsize: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,10 @@ from outsize.facts.model import ModelSpec
 from outsize.facts.resolve import same_bytes
 from outsize.facts.sizes import format_size
 from outsize.planning.plan import Plan
+from outsize.run.cargo import cargo_of, first_of_last_stack
+from outsize.store.direct_files import DirectFiles, Files
+from outsize.store.rows import RowReader
+from outsize.store.stream import Cargo, Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,26 +56,43 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
     ``progress`` gets the bytes that have come to stay, and those that will. Raises DoesNotFit, DamagedModel or
     UnsupportedModel.
     """
-    from outsize.facts import architecture
-    from outsize.run.devices import Devices
-    from outsize.run.engine import Engine
-    from outsize.run.sweep import Sweep
-    from outsize.store.direct_files import DirectFiles
-
+    check_fits(opening.spec, opening.plan)
     folder, plan = opening.folder, opening.plan
-    check_fits(opening.spec, plan)
     if plan.weights != "native":
         raise UnsupportedModel(f"{plan.weights} weights cannot be run yet", remedy="weights='native'")
     if folder.path is None or folder.format == "none":
         raise ModelNotFound(f"{folder.origin}: its weights are not on this machine")
+    files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
+    cargo = cargo_of(opening.spec, plan, folder.tensors)
+    passing = [one for one in cargo if one is not None]
+    # Units that only pass the ring on their way to a GPU need it too, while they load.
+    largest = max((one.layout.nbytes for one in passing if one.stay != "keep"), default=0)
+    stream = Stream(files, passing, slots=max(plan.ring_slots, 2), slot_bytes=largest)
+    stream.start(first_of_last_stack(opening.spec, cargo))
+    try:
+        return _build(opening, files, cargo, stream, progress)
+    except BaseException:
+        stream.close()
+        files.close()
+        raise
+
+
+def _build(
+    opening: Opening, files: Files, cargo: Sequence[Cargo | None], stream: Stream, progress: Progress
+) -> PreTrainedModel:
+    """Everything that needs torch, while the first bytes arrive."""
+    from outsize.facts import architecture
+    from outsize.run.devices import Devices
+    from outsize.run.engine import Engine
+    from outsize.run.sweep import Sweep
+
+    folder, plan = opening.folder, opening.plan
     config = architecture.read_config(folder.config)
     cls = architecture.model_class(config, opening.auto_class)
     skeleton = architecture.rehearse(config, cls, folder.tensors, same_bytes(folder), folder.path)
     skeleton = architecture.in_order(skeleton, opening.spec)
-    files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
-    sweep = Sweep(skeleton, plan, files, Devices(opening.machine), progress)
-    engine = Engine(opening.spec, opening.machine, plan, sweep)
+    sweep = Sweep(skeleton, plan, cargo, stream, RowReader(files), Devices(opening.machine), progress)
     model: Any = skeleton.model
-    model.outsize = engine
+    model.outsize = Engine(opening.spec, opening.machine, plan, sweep)
     sweep.start()
     return model  # type: ignore[no-any-return]

@@ -6,23 +6,22 @@ weights are there. A unit that stays is bound once, and then costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from outsize.errors import DamagedModel
 from outsize.facts.architecture import Skeleton, Unit
 from outsize.facts.architecture.recording import sources
 from outsize.planning.plan import Item, Plan
 from outsize.run.binding import Binding, bind_rows
 from outsize.run.devices import Devices, Mover
-from outsize.store.direct_files import Files
 from outsize.store.rows import RowReader
-from outsize.store.stream import Cargo, Stream
+from outsize.store.stream import Cargo, Stay, Stream
 
-Stay = Literal["keep", "once", "stream"]
 Progress = Callable[[int, int], None]  # bytes that have come to stay, bytes that will
 
 
@@ -42,33 +41,36 @@ class Station:
 class Sweep:
     """Runs a skeleton from a stream, as a plan says. Not for several threads at once."""
 
-    def __init__(self, skeleton: Skeleton, plan: Plan, files: Files, devices: Devices, progress: Progress) -> None:
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        plan: Plan,
+        cargo: Sequence[Cargo | None],
+        stream: Stream,
+        rows: RowReader,
+        devices: Devices,
+        progress: Progress,
+    ) -> None:
         self.model = skeleton.model
+        self.stream = stream
         self.sweeps = 0
         self._progress = progress
-        self._rows = RowReader(files)
+        self._rows = rows
         self._mover = Mover(devices.first_block(skeleton, plan))
+        indices = iter(range(len(cargo)))
         self._stations = [
-            self._station(unit, item, devices) for unit, item in zip(skeleton.units, plan.items, strict=True)
+            self._station(unit, item, one, None if one is None else next(indices), devices)
+            for unit, item, one in zip(skeleton.units, plan.items, cargo, strict=True)
         ]
-        passing = [s for s in self._stations if s.stay is not None]
-        for index, station in enumerate(passing):
-            station.index = index
-        cargo = [Cargo(s.unit.name, s.binding.layout, s.stay) for s in passing if s.stay is not None]
-        # Units that only pass the ring on their way to a GPU need it too, while they load.
-        ring = [c.layout.nbytes for c in cargo if c.stay != "keep"]
-        self.stream = Stream(files, cargo, slots=max(plan.ring_slots, 2), slot_bytes=max(ring, default=0))
-        self._stays = sum(c.layout.nbytes for c in cargo if c.stay != "stream")
-        self._first_of_last_stack = _first_of_last_stack(passing)
+        self._stays = sum(one.layout.nbytes for one in cargo if one is not None and one.stay != "stream")
         self._hooks: list[Any] = []
 
     def start(self) -> None:
-        """Begins to read, and binds what lies outside the blocks and stays: other code may use it without its module."""
+        """Hooks the model, and binds what lies outside the blocks and stays: other code may use it without its module."""
         for station in self._stations:
             station.binding.unbind()
             self._hook(station)
         self._hooks.append(self.model.register_forward_pre_hook(self._begin))
-        self.stream.start(self._first_of_last_stack)
         for station in self._stations:
             if station.stay in ("keep", "once") and station.unit.role != "block":
                 self._load(station)
@@ -88,21 +90,18 @@ class Sweep:
         """Bytes that came from the drive so far."""
         return self.stream.stats.bytes_read + self._rows.bytes_read
 
-    def _station(self, unit: Unit, item: Item, devices: Devices) -> Station:
+    def _station(
+        self, unit: Unit, item: Item, cargo: Cargo | None, index: int | None, devices: Devices
+    ) -> Station:
         device = devices.torch_device(item.compute)
         tied_lookups = tuple(m for m in unit.modules[1:] if isinstance(m, nn.Embedding))
-        looked_up = unit.modules if item.rows else tied_lookups if item.streamed else ()
+        looked_up = unit.modules if cargo is None else tied_lookups if cargo.stay == "stream" else ()
         binding = Binding(unit, device, skip=looked_up)
         if looked_up:
             bind_rows(unit, looked_up, self._read_rows)
-        stay: Stay | None
-        if item.rows:
-            stay = None
-        elif item.streamed:
-            stay = "stream"
-        else:
-            stay = "keep" if item.home == "ram" and not binding.copies else "once"
-        return Station(unit, binding, device, stay)
+        if cargo is not None and cargo.layout != binding.layout:
+            raise DamagedModel(f"the bytes of {unit.name} are not where the spec has them", remedy="load it again")
+        return Station(unit, binding, device, None if cargo is None else cargo.stay, index)
 
     def _hook(self, station: Station) -> None:
         """Enters a unit before each of its modules computes and leaves it afterwards, whatever happens in between."""
@@ -155,12 +154,3 @@ class Sweep:
 
 def _is_lookup(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding)
-
-
-def _first_of_last_stack(stations: list[Station]) -> int:
-    """Where the next sweep begins: at the first unit, or at the decoder's first block, swept again for every token."""
-    stacks = [s.unit.stack for s in stations]
-    blocks = [i for i, s in enumerate(stations) if s.unit.role == "block"]
-    if not blocks or stacks[blocks[0]] == stacks[blocks[-1]]:
-        return 0
-    return next(i for i in blocks if stacks[i] == stacks[blocks[-1]])

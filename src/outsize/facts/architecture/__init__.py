@@ -24,8 +24,8 @@ from transformers.utils import logging as transformers_logging
 from outsize.errors import DamagedModel, UnsupportedModel, UsageError
 from outsize.facts.dtypes import BYTES
 from outsize.facts.architecture.measure import Measured, measure
-from outsize.facts.model import ModelSpec, ModuleSpec, Role, StoredTensor, TensorSpec
-from outsize.facts.architecture.recording import Expression, RecordingTensor, sources
+from outsize.facts.model import ModelSpec, ModuleSpec, Origin, Role, StoredTensor, TensorSpec
+from outsize.facts.architecture.recording import Expression, RecordingTensor, copies, sources
 
 Same = Callable[[StoredTensor, StoredTensor], bool]
 
@@ -186,6 +186,11 @@ def survey(skeleton: Skeleton, name: str) -> ModelSpec:
         workspace=measured.workspace,
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers() if b.device.type != "meta"),
         dtype=max(sizes, key=lambda dtype: sizes[dtype]),
+        origins={
+            weight.name: Origin(tuple(s.name for s in sources(weight.expression)), copies(weight.expression))
+            for unit in skeleton.units
+            for weight in unit.weights
+        },
     )
 
 
