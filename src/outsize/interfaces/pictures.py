@@ -96,4 +96,4 @@ def headline(plan: Plan) -> str:
         return f"{plan.weights}: does not fit, lacks {format_size(plan.shortfall_bytes)}"
     disk = plan.usage["disk"].weights_bytes
     spilled = f", {format_size(disk)} on disk" if disk else ""
-    return f"{plan.weights}: {plan.predicted.token_s:.3g} s/token, {plan.predicted.bottleneck}{spilled}"
+    return f"{plan.weights}: {plan.predicted.token_s:.3g} s/token, limited by {plan.predicted.bottleneck}{spilled}"
