@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,10 +11,8 @@ _HERE = Path(__file__).parent
 
 
 def default_folder() -> Path:
-    """``$OUTSIZE_CACHE/bench``, or the user's cache folder."""
-    cache = os.environ.get("OUTSIZE_CACHE")
-    root = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "outsize"
-    return root / "bench"
+    """``bench/work``, which git ignores."""
+    return _HERE / "work"
 
 
 def ensure(folder: Path, shape: str) -> Path:
