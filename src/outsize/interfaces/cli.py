@@ -15,6 +15,8 @@ from outsize.errors import OutsizeError, UsageError
 # Every command is a module of its own with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported only when
 # it is asked for, so that none pays for what another needs. A new command is one line here.
 COMMANDS = {
+    "demo": ("outsize.interfaces.command_demo", "see a model split over memory and disk answer prompts; no network"),
+    "run": ("outsize.interfaces.command_run", "generate text from a prompt"),
     "plan": ("outsize.interfaces.command_plan", "say what fits where, and how fast it would be"),
 }
 INTERRUPTED = 130

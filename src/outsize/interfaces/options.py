@@ -79,3 +79,14 @@ def weight_limits(machine: Machine, text: str | None) -> tuple[tuple[str, int], 
             )
         limits.append((tier, parse_size(size)))
     return tuple(limits)
+
+
+def limits_by_tier(text: str | None) -> dict[str, int]:
+    """Bytes by tier of ``"ram=0,gpu0=1GiB"``; whether the machine has those tiers is not asked here."""
+    limits = {}
+    for part in text.split(",") if text else ():
+        tier, equals, size = part.strip().partition("=")
+        if not equals:
+            raise UsageError(f"--weight-limit does not understand {part!r}", need="TIER=SIZE[,...]")
+        limits[tier] = parse_size(size)
+    return limits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,9 @@ def plan(  # noqa: PLR0913  the interface's own keywords
     spec = resolve_spec(model, revision)
     here = parse_machine(machine, model_path=Path(model) if Path(model).is_dir() else None)
     here = drop_gpus(here) if no_gpu else here
-    request = request_for(spec, context=context, batch=batch, ram=ram, gpu_memory=gpu_memory, weight_limits=weight_limits)
+    request = request_for(
+        spec, here, context=context, batch=batch, ram=ram, gpu_memory=gpu_memory, weight_limits=weight_limits
+    )
     plans = plan_all(spec, here, request, formats)
     return plans[choose(plans)]
 
@@ -95,7 +97,8 @@ def prepare(  # noqa: PLR0913
     weights: str = "native",
     context: int | None = None,
     batch: int = 1,
-    prompt: int | None = None,
+    prompt: Callable[[Path], int] | None = None,
+    new_tokens: int = 0,
     ram: Size | None = None,
     gpu_memory: Size | Sequence[Size] | None = None,
     no_gpu: bool = False,
@@ -103,20 +106,38 @@ def prepare(  # noqa: PLR0913
     auto_class: str | None = None,
     revision: str | None = None,
 ) -> Opening:
-    """All that is decided before a weight is read. Downloads the model where it is not on this machine."""
+    """All that is decided before a weight is read. Downloads the model where it is not on this machine.
+
+    ``prompt`` counts the tokens of the prompt, given the model's folder; with it, memory is kept for the prompt and
+    ``new_tokens`` more, unless ``context`` asks for another length.
+    """
     format_ = parse_weights(weights)
     folder = fetch_folder(model, revision)
     spec = folder_spec(folder, auto_class)
+    prompt_tokens = None
+    if prompt is not None and folder.path is not None:
+        prompt_tokens = max(prompt(folder.path), 1)
+        # Where the count is an upper bound it may pass the model's positions, which the prompt itself does not.
+        most = spec.max_positions or prompt_tokens + new_tokens
+        context = context or min(prompt_tokens + new_tokens, most)
     machine = parse_machine("local", model_path=folder.path)
     machine = drop_gpus(machine) if no_gpu else machine
     request = request_for(
-        spec, context=context, batch=batch, prompt=prompt, ram=ram, gpu_memory=gpu_memory, weight_limits=weight_limits
+        spec,
+        machine,
+        context=context,
+        batch=batch,
+        prompt=prompt_tokens,
+        ram=ram,
+        gpu_memory=gpu_memory,
+        weight_limits=weight_limits,
     )
     return Opening(folder, spec, machine, plan_one(spec, machine, request, format_), auto_class)
 
 
 def request_for(  # noqa: PLR0913
     spec: ModelSpec,
+    machine: Machine,
     *,
     context: int | None = None,
     batch: int = 1,
@@ -125,15 +146,29 @@ def request_for(  # noqa: PLR0913
     gpu_memory: Size | Sequence[Size] | None = None,
     weight_limits: Mapping[str, Size] | None = None,
 ) -> Request:
-    """A Request from what users write. Raises UsageError."""
+    """A Request from what users write. One size of ``gpu_memory`` counts for every GPU.
+
+    Raises UsageError for a number of sizes that is not that of the GPUs, and for tiers that the machine has not.
+    """
     several = () if gpu_memory is None else (gpu_memory,) if isinstance(gpu_memory, int | str) else tuple(gpu_memory)
+    budgets = tuple(_bytes(size) for size in several)
+    if len(budgets) == 1:
+        budgets *= len(machine.gpus)
+    elif budgets and len(budgets) != len(machine.gpus):
+        raise UsageError(
+            "gpu_memory does not match the GPUs", need=f"one size or {len(machine.gpus)}", have=str(len(budgets))
+        )
+    tiers = [device.name for device in machine.devices if device.kind != "disk"]
+    for tier in weight_limits or {}:
+        if tier not in tiers:
+            raise UsageError(f"there is no tier {tier!r} to limit weights in", need="one of " + ", ".join(tiers))
     return make_request(
         spec,
         context=context,
         batch=batch,
         prompt=prompt,
         ram_budget=None if ram is None else _bytes(ram),
-        gpu_budgets=tuple(_bytes(size) for size in several),
+        gpu_budgets=budgets,
         weight_limits=tuple((tier, _bytes(size)) for tier, size in (weight_limits or {}).items()),
     )
 
