@@ -21,6 +21,10 @@ from outsize.facts.model import CacheSpec, WorkspaceSpec
 # every position table and long enough for integer division not to matter.
 LENGTHS = (8, 40, 104)
 
+# How a number leaves a tensor. Under inference_mode the composite operations arrive themselves, not what they are made of.
+_ATEN = torch.ops.aten
+QUESTIONS = frozenset({_ATEN._local_scalar_dense.default, _ATEN.item.default, _ATEN.is_nonzero.default})
+
 Watched = tuple[str, tuple[nn.Module, ...], str, str]  # name, modules, role, stack
 
 
@@ -79,7 +83,7 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+        if func in QUESTIONS and args[0].is_meta:
             return 0  # a question about data (is any token padding?): the plain answer is no
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
