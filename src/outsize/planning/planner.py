@@ -11,7 +11,7 @@ from outsize.facts.model import ModelSpec
 from outsize.planning import footprint
 from outsize.planning.plan import WEIGHTS, Item, Plan, Prediction, Request, Usage, Weights
 from outsize.planning.prediction import bottleneck, computing, decode_order, first_token_s, streamed, token_s
-from outsize.planning.problem import Problem, make_problem
+from outsize.planning.problem import Load, Problem, make_problem, module_loads
 from outsize.planning.reasons import reason
 from outsize.planning.remedies import remedies
 from outsize.planning.search import fastest, fits, smallest
@@ -51,8 +51,20 @@ def plan_all(
     spec: ModelSpec, machine: Machine, request: Request, formats: Sequence[Weights] = WEIGHTS
 ) -> tuple[Plan, ...]:
     """One plan per format, in the order given. Pure: reads nothing, changes nothing."""
-    plans = tuple(_plan(spec, machine, request, weights) for weights in formats)
-    return tuple(plan if plan.fits else _with_remedies(spec, machine, plan) for plan in plans)
+    loads: dict[Weights, tuple[Load, ...]] = {weights: module_loads(spec, weights) for weights in formats}
+
+    def would_fit(request: Request, weights: Weights) -> bool:
+        if weights not in loads:
+            loads[weights] = module_loads(spec, weights)
+        problem = make_problem(spec, machine, request, weights, loads[weights])
+        return fits(problem) and sum(problem.rest_bytes) <= machine.disk.capacity_bytes
+
+    plans = []
+    for weights in formats:
+        problem = make_problem(spec, machine, request, weights, loads[weights])
+        plan = _finish(problem, *(fastest(problem) or smallest(problem)))
+        plans.append(plan if plan.fits else replace(plan, remedies=remedies(spec, machine, plan, would_fit)))
+    return tuple(plans)
 
 
 def plan_one(spec: ModelSpec, machine: Machine, request: Request, weights: Weights = "native") -> Plan:
@@ -72,19 +84,6 @@ def choose(plans: Sequence[Plan]) -> int:
     fastest = min(plans[i].predicted.token_s for i in fitting)
     near = [i for i in fitting if plans[i].predicted.token_s <= QUALITY_IS_WORTH * fastest]
     return min(near, key=lambda i: WEIGHTS.index(plans[i].weights))
-
-
-def _with_remedies(spec: ModelSpec, machine: Machine, plan: Plan) -> Plan:
-    return replace(plan, remedies=remedies(spec, machine, plan, lambda r, w: _fits(make_problem(spec, machine, r, w))))
-
-
-def _fits(problem: Problem) -> bool:
-    return fits(problem) and sum(problem.rest_bytes) <= problem.machine.disk.capacity_bytes
-
-
-def _plan(spec: ModelSpec, machine: Machine, request: Request, weights: Weights) -> Plan:
-    problem = make_problem(spec, machine, request, weights)
-    return _finish(problem, *(fastest(problem) or smallest(problem)))
 
 
 def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:

@@ -5,13 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from outsize.facts.machine import Machine
-from outsize.facts.model import ModelSpec, ModuleSpec
+from outsize.facts.model import ModelSpec
 from outsize.planning import cost, footprint
 from outsize.planning.placement import Tier, Unit
 from outsize.planning.plan import Request, Weights
 
 SMALL_BYTES = 1024**2  # modules outside the blocks below this follow their neighbours
 SMALL_EMBEDDING_BYTES = 64 * 1024**2  # look-ups below this are kept: a random read a token costs more than they do
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one module weighs in one format, whatever is asked of it."""
+
+    rest_bytes: int  # in the files
+    resident_bytes: int
+    slot_bytes: int
+    slack_bytes: int
+    converted_bytes: int
+    work: cost.Work
+
+
+def module_loads(spec: ModelSpec, weights: Weights) -> tuple[Load, ...]:
+    """The load of every module. Modules that differ in their names alone, as blocks do, are weighed once."""
+    known: dict[object, Load] = {}
+    loads = []
+    for module in spec.modules:
+        alike = (
+            module.role,
+            bool(module.tied),
+            tuple((t.shape, t.stored, t.runtime, t.matmul) for t in module.tensors),
+        )
+        if alike not in known:
+            known[alike] = Load(
+                rest_bytes=footprint.rest_bytes(module, weights),
+                resident_bytes=footprint.resident_bytes(module, weights),
+                slot_bytes=footprint.slot_bytes(module, weights),
+                slack_bytes=footprint.slack_bytes(module, weights),
+                converted_bytes=footprint.converted_bytes(module, weights),
+                work=cost.module_work(spec, module, weights),
+            )
+        loads.append(known[alike])
+    return tuple(loads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +68,13 @@ class Problem:
     overhead: int  # of the process, the slack of direct reads included
 
 
-def make_problem(spec: ModelSpec, machine: Machine, request: Request, weights: Weights) -> Problem:
-    """Compute once what every candidate needs."""
-    modules = spec.modules
+def make_problem(
+    spec: ModelSpec, machine: Machine, request: Request, weights: Weights, loads: tuple[Load, ...] | None = None
+) -> Problem:
+    """Compute once what every candidate needs; ``loads`` are ``module_loads``' of that format, if they are known."""
+    loads = module_loads(spec, weights) if loads is None else loads
     workspace = footprint.workspace_bytes(spec, request)
-    overhead = footprint.ram_overhead_bytes(machine) + sum(footprint.slack_bytes(m, weights) for m in modules)
+    overhead = footprint.ram_overhead_bytes(machine) + sum(load.slack_bytes for load in loads)
     room = footprint.ram_capacity_bytes(machine, request) - overhead - workspace
     gpus = tuple(
         Tier(
@@ -48,10 +85,10 @@ def make_problem(spec: ModelSpec, machine: Machine, request: Request, weights: W
         for index, gpu in enumerate(machine.gpus)
     )
     idle = _untouched_by_decode(spec)
-    units = tuple(_unit(spec, module, i, request, weights, every=i not in idle) for i, module in enumerate(modules))
+    units = tuple(_unit(spec, i, load, request, every=i not in idle) for i, load in enumerate(loads))
     decode: dict[str, tuple[float, ...]] = {}
     prefill: dict[str, tuple[float, ...]] = {}
-    works = [cost.module_work(spec, module, weights) for module in modules]
+    works = [load.work for load in loads]
     prompts = request.batch * footprint.prompt_tokens(request)
     for device in (*machine.gpus, machine.ram):
         decode[device.name] = tuple(
@@ -69,23 +106,23 @@ def make_problem(spec: ModelSpec, machine: Machine, request: Request, weights: W
         units=units,
         ram=Tier("ram", room, footprint.weight_limit_bytes(request, "ram")),
         gpus=gpus,
-        rest_bytes=tuple(footprint.rest_bytes(module, weights) for module in modules),
+        rest_bytes=tuple(load.rest_bytes for load in loads),
         decode_s=decode,
         prefill_s=prefill,
-        convert_s=tuple(cost.convert_s(footprint.converted_bytes(m, weights), machine.ram) for m in modules),
+        convert_s=tuple(cost.convert_s(load.converted_bytes, machine.ram) for load in loads),
         workspace=workspace,
         overhead=overhead,
     )
 
 
-def _unit(spec: ModelSpec, module: ModuleSpec, index: int, request: Request, weights: Weights, *, every: bool) -> Unit:
-    size = footprint.resident_bytes(module, weights)
+def _unit(spec: ModelSpec, index: int, load: Load, request: Request, *, every: bool) -> Unit:
+    module, size = spec.modules[index], load.resident_bytes
     lookup = cost.is_lookup(spec, module)
     unit = Unit(
         index=index,
         kind="block",
         resident_bytes=size,
-        slot_bytes=footprint.slot_bytes(module, weights),
+        slot_bytes=load.slot_bytes,
         kv_bytes=footprint.kv_bytes(module.cache, request),
         every_token=every,
         rows=lookup and not module.tied,
