@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from outsize.errors import DamagedModel, ModelChanged
+from outsize.errors import DamagedModel, ModelChanged, OutsizeError
+from outsize.facts.folder import inside
+from outsize.store.layout import ALIGNMENT
+
+REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)  # what file systems say to O_DIRECT, at opening or at the first read
 
 
 class Files(Protocol):
@@ -26,12 +30,12 @@ class Files(Protocol):
         """Raises ModelChanged if one of the files is no longer what it was when first opened."""
 
     def close(self) -> None:
-        """Closes all files; further reads raise."""
+        """Closes all files; further reads raise. Not while a read is under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells a file from one that took its place."""
+    """What tells a file from one that took its place, or from itself before a write."""
 
     device: int
     inode: int
@@ -44,7 +48,7 @@ class Identity:
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Open:
     descriptor: int
     identity: Identity
@@ -55,7 +59,8 @@ class DirectFiles:
     """Files of one folder, opened for direct reads (O_DIRECT), or buffered where the file system refuses those.
 
     Buffered reads give their pages back (POSIX_FADV_DONTNEED), so that a cyclic scan does not push out everything else.
-    ``sizes``: the sizes that the headers were checked against; another size at opening is ModelChanged.
+    ``sizes``: the sizes that the headers were checked against; another size at opening is ModelChanged. Links are
+    followed as far as ``facts.folder.inside`` allows.
     """
 
     def __init__(self, folder: Path, sizes: dict[str, int], *, direct: bool = True) -> None:
@@ -74,14 +79,17 @@ class DirectFiles:
             try:
                 got = os.preadv(opened.descriptor, [view[done:]], offset + done)
             except OSError as error:
-                if opened.direct and error.errno == errno.EINVAL:
-                    # The file system opens for direct reads and then refuses them, or a short read left an odd rest.
-                    opened = self._without_direct(file)
+                if opened.direct and error.errno in REFUSALS:
+                    self._without_direct(file, opened)  # it opens for direct reads, and then refuses them
                     continue
-                raise self._failure(file, error) from error
+                raise _failure(file, error) from error
             if got == 0:
-                raise ModelChanged(f"{file} ended early", need=f"{offset + needed} bytes", have=f"{offset + done} bytes")
+                have = f"{offset + done} bytes"
+                raise ModelChanged(f"{file} ended early", need=f"{offset + needed} bytes", have=have)
             done += got
+            if opened.direct and done < needed and done % ALIGNMENT:
+                # Short, at the end of a file that shrank or of the file system's patience: the rest is not aligned.
+                self._without_direct(file, opened)
         if not opened.direct:
             os.posix_fadvise(opened.descriptor, offset, done, os.POSIX_FADV_DONTNEED)
         return done
@@ -108,41 +116,41 @@ class DirectFiles:
     def _open(self, file: str) -> _Open:
         with self._lock:
             if self._closed:
-                raise ModelChanged(f"{file} is closed")
+                raise OutsizeError("the model was closed", remedy="load it again")
             if file not in self._opened:
-                self._opened[file] = self._open_now(file, self._direct)
+                self._opened[file] = self._open_now(file)
             return self._opened[file]
 
-    def _open_now(self, file: str, direct: bool) -> _Open:
-        path = self._folder / file
+    def _open_now(self, file: str) -> _Open:
         try:
-            descriptor, direct = _open_descriptor(path, direct)
+            path = inside(self._folder, file)
+        except DamagedModel as error:
+            if os.path.lexists(self._folder / file):
+                raise
+            raise ModelChanged(f"{file} vanished", remedy="put it back and run again") from error
+        try:
+            descriptor, direct = _open_descriptor(path, self._direct)
         except OSError as error:
-            raise self._failure(file, error) from error
+            raise _failure(file, error) from error
         stat = os.fstat(descriptor)
         if file in self._sizes and stat.st_size != self._sizes[file]:
             os.close(descriptor)
             raise ModelChanged(f"{file} changed", need=f"{self._sizes[file]} bytes", have=f"{stat.st_size} bytes")
         return _Open(descriptor, Identity.of(stat), direct)
 
-    def _without_direct(self, file: str) -> _Open:
-        """The same file, buffered from now on; the old descriptor stays open, for another thread may be in it."""
+    def _without_direct(self, file: str, opened: _Open) -> None:
+        """The same open file, buffered from now on, for whoever reads from it."""
         with self._lock:
-            old = self._opened[file]
-            if old.direct:
-                new = self._open_now(file, direct=False)
-                if new.identity != old.identity:
-                    os.close(new.descriptor)
-                    raise ModelChanged(f"{file} changed during the run")
-                os.dup2(new.descriptor, old.descriptor)
-                os.close(new.descriptor)
-                self._opened[file] = _Open(old.descriptor, old.identity, direct=False)
-            return self._opened[file]
-
-    def _failure(self, file: str, error: OSError) -> DamagedModel:
-        if isinstance(error, FileNotFoundError):
-            return ModelChanged(f"{file} vanished", remedy="put it back and run again")
-        return DamagedModel(f"{file} cannot be read: {error.strerror}", remedy="check the drive and the permissions")
+            if not opened.direct:
+                return
+            try:
+                # By its descriptor: the path may lead to another file by now.
+                buffered = os.open(f"/proc/self/fd/{opened.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise _failure(file, error) from error
+            os.dup2(buffered, opened.descriptor, inheritable=False)
+            os.close(buffered)
+            opened.direct = False
 
 
 def _open_descriptor(path: Path, direct: bool) -> tuple[int, bool]:
@@ -151,6 +159,12 @@ def _open_descriptor(path: Path, direct: bool) -> tuple[int, bool]:
         try:
             return os.open(path, flags | os.O_DIRECT), True
         except OSError as error:
-            if isinstance(error, FileNotFoundError | PermissionError):
+            if error.errno not in REFUSALS:
                 raise
     return os.open(path, flags), False
+
+
+def _failure(file: str, error: OSError) -> DamagedModel:
+    if isinstance(error, FileNotFoundError):
+        return ModelChanged(f"{file} vanished", remedy="put it back and run again")
+    return DamagedModel(f"{file} cannot be read: {error.strerror}", remedy="check the drive and the permissions")

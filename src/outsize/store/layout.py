@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from outsize.facts.model import StoredTensor
 
 ALIGNMENT = 4096  # direct reads: file offset, length and address in multiples of the device's block, 4 KiB at most
-GAP = 1 << 17  # bytes between two tensors that are cheaper to read along than to read around
+# Bytes between two tensors that are read along: not more than a range of its own would lose at its two ends, so that a
+# unit never takes more than its tensors' bytes and 2 * ALIGNMENT for each of them, which is what is planned for.
+GAP = 2 * ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+
+from outsize.errors import DoesNotFit
+from outsize.facts.sizes import format_size
 
 HUGE_PAGE = 2 << 20
 
@@ -10,30 +14,35 @@ HUGE_PAGE = 2 << 20
 class Memory:
     """``nbytes`` of private anonymous memory, aligned to a huge page; resident only once touched.
 
-    The memory lives as long as anything refers to ``view`` (a tensor made from it, for one).
+    The memory lives as long as anything refers to ``view`` (a tensor made from it, for one). Raises DoesNotFit where
+    the system has no address space left to give.
     """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         # One huge page more than asked, so that an aligned start can be found; what is never touched costs nothing.
-        whole = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            whole = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise DoesNotFit(f"no memory for a buffer: {error.strerror}", need=format_size(nbytes)) from error
         raw = memoryview(whole)
         start = -_address(raw) % HUGE_PAGE
-        # Only whole huge pages inside the buffer: a last partial one would become resident beyond what was asked.
+        # Only whole huge pages inside the buffer: a last partial one would become resident beyond what was asked, which
+        # a system that always gives huge pages must be told.
         inside = nbytes - nbytes % HUGE_PAGE
-        if inside and hasattr(mmap, "MADV_HUGEPAGE"):
-            _advise_huge(whole, start, inside)
+        _advise(whole, "MADV_HUGEPAGE", start, inside)
+        _advise(whole, "MADV_NOHUGEPAGE", start + inside, len(raw) - start - inside)
         self.view = raw[start : start + nbytes]
 
 
 def _address(view: memoryview) -> int:
-    import ctypes
-
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
-def _advise_huge(whole: mmap.mmap, start: int, length: int) -> None:
-    try:
-        whole.madvise(mmap.MADV_HUGEPAGE, start, length)
-    except OSError:  # a kernel without huge pages: slower, and just as right
-        return
+def _advise(whole: mmap.mmap, advice: str, start: int, length: int) -> None:
+    """Advice, where the system knows it: without huge pages all is slower, and just as right."""
+    if length and hasattr(mmap, advice):
+        try:
+            whole.madvise(getattr(mmap, advice), start, length)
+        except OSError:
+            return

@@ -1,16 +1,16 @@
 """Bytes in motion: what the sweep needs next is read before it asks, and the drive never waits for the computation.
 
 A few threads read in pieces of a few MB. Units that stay get memory of their own and are read once; the others pass
-through a ring of equal buffers. Which unit comes next is learnt: each acquire is noted as the successor of the one
-before, starting from the order of the list, so that encoder-decoder models, whose decoder is swept many times after one
-pass of the encoder, are predicted as well as plain ones.
+through a ring of equal buffers. Which unit comes next is predicted: at first by the order of the list, later by what
+was seen to follow. One surprise changes nothing, two in a row do: an encoder-decoder model, whose decoder is swept for
+every token and whose encoder only for every prompt, is a surprise once per prompt.
 """
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,7 +24,9 @@ READERS = 4
 PIECE = 8 << 20  # bytes of one read: large enough to keep a drive busy, small enough to share it between readers
 
 Stay = Literal["keep", "once", "stream"]
-State = Literal["absent", "loading", "ready", "held", "done"]
+# absent -> loading -> ready -> held -> absent (stream), kept (keep), done (once). A unit that is no longer wanted goes
+# from ready to absent; from loading too, by way of dropped if a reader is still writing into its buffer.
+State = Literal["absent", "loading", "dropped", "ready", "held", "kept", "done"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +47,42 @@ class StreamStats:
     """What a stream has done so far."""
 
     bytes_read: int = 0
-    waited_s: float = 0.0  # that an acquire had to wait for the drive
-    mispredicted: int = 0  # acquires that found another unit's read in their way
+    waited_s: float = 0.0  # that acquires had to wait for the drive
+    mispredicted: int = 0  # acquires of a unit that was not expected, and so not yet being read
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    extent: Extent
+    start: int  # within the extent
+
+
+@dataclass(slots=True, eq=False)
 class _Entry:
     cargo: Cargo
     successor: int
+    surprise: int | None = None  # what came last time, instead of the successor
     state: State = "absent"
     memory: Memory | None = None
-    pieces_left: int = 0
+    unread: deque[_Piece] = field(default_factory=deque)
+    reading: int = 0  # pieces that readers are at
 
+    @property
+    def settled(self) -> bool:
+        """Whether it will not be asked for again."""
+        return self.state in ("kept", "done")
 
-@dataclass(order=True, slots=True)
-class _Piece:
-    turn: int
-    number: int
-    entry: _Entry = field(compare=False)
-    extent: Extent = field(compare=False)
-    start: int = field(compare=False)
+    @property
+    def in_ring(self) -> bool:
+        """Whether it holds one of the ring's buffers."""
+        return self.cargo.stay != "keep" and self.memory is not None
 
 
 class Stream:
-    """Loads cargo ahead of its use. ``acquire`` and ``release`` come from one thread at a time; any thread may close."""
+    """Loads cargo ahead of its use. One thread at a time acquires and releases; any thread may close.
+
+    ``slots`` buffers of ``slot_bytes`` are the ring. Raises OutsizeError for cargo that is larger than they are.
+    """
 
     def __init__(
         self, files: Files, cargo: Sequence[Cargo], *, slots: int, slot_bytes: int, readers: int = READERS
@@ -76,12 +90,18 @@ class Stream:
         self.stats = StreamStats()
         self._files = files
         self._entries = [_Entry(c, (i + 1) % len(cargo)) for i, c in enumerate(cargo)]
-        needs_ring = any(c.stay != "keep" for c in cargo)
-        self._free = [Memory(slot_bytes) for _ in range(slots)] if needs_ring else []
-        self._queue: list[_Piece] = []
-        self._numbers = 0
-        self._turn = 0
-        self._position = 0
+        passing = [c for c in cargo if c.stay != "keep"]
+        for one in passing:
+            if one.layout.nbytes > slot_bytes or not slots:
+                raise OutsizeError(
+                    f"{one.name} does not pass through the ring",
+                    need=f"{one.layout.nbytes} bytes",
+                    have=f"{slots} buffers of {slot_bytes} bytes",
+                )
+        self._slots = slots
+        self._free = [Memory(slot_bytes) for _ in range(slots)] if passing else []
+        self._position = 0  # the unit that is held, or that is expected next
+        self._ahead: list[_Entry] = []  # what is expected from here, in order
         self._last: int | None = None
         self._error: BaseException | None = None
         self._closed = False
@@ -91,40 +111,31 @@ class Stream:
         ]
 
     def start(self, after_last: int = 0) -> None:
-        """Begins to read, in the order of the cargo; ``after_last`` is the first guess at what follows the last unit."""
+        """Begins to read, in the order of the cargo; ``after_last`` is the first guess at what follows the last."""
         with self._changed:
             if self._entries:
                 self._entries[-1].successor = after_last
-                self._fill()
+            self._fill()
         for thread in self._threads:
             thread.start()
 
     def acquire(self, index: int) -> Memory:
         """The memory that holds a unit's bytes, once they are there. Held until ``release``.
 
-        Raises what the readers ran into (ModelChanged, DamagedModel), and OutsizeError after ``close``.
+        Raises what the readers ran into (ModelChanged, DamagedModel), and OutsizeError after ``close`` and where all
+        buffers are held at the same time.
         """
         entry = self._entries[index]
-        began = time.monotonic()
         with self._changed:
-            if self._last is not None:
-                self._entries[self._last].successor = index
-            self._last = self._position = index
-            self._turn += 1
-            if entry.state == "absent":
-                self.stats.mispredicted += self._turn > 1
-                self._claim(entry)
-            self._fill()
-            while entry.state != "ready" and entry.state != "held":
-                self._raise_if_over()
-                if entry.state == "absent":
-                    self._claim(entry)
-                if entry.state == "absent" or entry.state == "loading":
-                    self._changed.wait()
             self._raise_if_over()
-            entry.state = "held"
-            self.stats.waited_s += time.monotonic() - began
-            assert entry.memory is not None
+            if not entry.settled and entry.state != "held":
+                self._learn(index)
+                self._position = self._last = index
+                self._fill()
+                self._wait_for(entry)
+                entry.state = "held"
+            if entry.memory is None:
+                raise OutsizeError(f"{entry.cargo.name} has been passed on already")
             return entry.memory
 
     def release(self, index: int) -> None:
@@ -134,106 +145,151 @@ class Stream:
             if entry.state != "held":
                 return
             if entry.cargo.stay == "keep":
-                entry.state = "ready"
+                entry.state = "kept"
             else:
-                entry.state = "done" if entry.cargo.stay == "once" else "absent"
-                self._recycle(entry)
-            if self._position == index:
-                self._position = entry.successor  # this one has had its turn
+                self._recycle(entry, "done" if entry.cargo.stay == "once" else "absent")
+            if self._last is not None:  # not this one: another may have been asked for while it was held
+                self._position = self._expected_after(self._last)
             self._fill()
 
     def close(self) -> None:
         """Stops the readers and lets go of all memory; acquires raise from now on."""
         with self._changed:
             self._closed = True
-            self._queue.clear()
             self._changed.notify_all()
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join()
-        for entry in self._entries:
-            entry.memory = None
-        self._free.clear()
+        with self._changed:
+            for entry in self._entries:
+                entry.memory = None
+            self._free.clear()
 
     @property
     def loaded(self) -> int:
         """Bytes of cargo that have arrived and stay."""
-        stays = [e for e in self._entries if e.cargo.stay != "stream" and e.state in ("ready", "held", "done")]
+        stays = [e for e in self._entries if e.cargo.stay != "stream" and e.state in ("ready", "held", "kept", "done")]
         return sum(entry.cargo.layout.nbytes for entry in stays)
 
-    def _recycle(self, entry: _Entry) -> None:
-        assert entry.memory is not None
-        self._free.append(entry.memory)
-        entry.memory = None
-        if not any(e.cargo.stay != "keep" and e.state != "done" for e in self._entries):
-            self._free.clear()  # the ring has done its work: its memory goes
+    # --- what comes next; all with the lock held ---
 
-    def _claim(self, entry: _Entry) -> None:
-        """Starts the read that is waited for, taking the buffer of a unit that was read for nothing if need be."""
-        if entry.cargo.stay == "keep":
-            self._begin(entry, Memory(entry.cargo.layout.nbytes), self._turn)
+    def _learn(self, index: int) -> None:
+        """Compares what is asked for with what was expected."""
+        if self._last is None:
             return
-        if not self._free:
-            ring = [e for e in self._entries if e.cargo.stay != "keep" and e.memory is not None]
-            ready = [e for e in ring if e.state == "ready"]
-            if not ready and all(e.state == "held" for e in ring):
-                raise OutsizeError(f"no buffer for {entry.cargo.name}: all {len(ring)} are in use at the same time")
-            for victim in ready[-1:]:
-                victim.state = "absent"
-                self._recycle(victim)
-        if self._free:
-            self._begin(entry, self._free.pop(), self._turn)
+        before = self._entries[self._last]
+        if self._expected_after(self._last) == index:
+            before.surprise = None
+            return
+        self.stats.mispredicted += self._entries[index].state == "absent"
+        if before.surprise == index:
+            before.successor, before.surprise = index, None
+        else:
+            before.surprise = index
+
+    def _expected_after(self, index: int) -> int:
+        """The next unit that will be asked for: units that are settled are not asked for again."""
+        following = self._entries[index].successor
+        for _ in self._entries:
+            if not self._entries[following].settled:
+                break
+            following = self._entries[following].successor
+        return following
 
     def _fill(self) -> None:
-        """Queues reads for what comes next, as far as there are buffers, in the order in which it will be needed."""
-        index = self._position
-        for distance in range(len(self._entries)):
-            entry = self._entries[index]
-            if entry.state == "absent":
-                if entry.cargo.stay == "keep":
-                    self._begin(entry, Memory(entry.cargo.layout.nbytes), self._turn + distance)
-                elif self._free:
-                    self._begin(entry, self._free.pop(), self._turn + distance)
-            index = entry.successor
+        """Gives the ring's buffers to what comes next, and takes them from what does not come soon."""
+        self._ahead = self._look_ahead()
+        held = sum(e.in_ring and e.state == "held" for e in self._entries)
+        coming = [e for e in self._ahead if e.cargo.stay != "keep" and e.state not in ("held", "done")]
+        wanted = coming[: max(self._slots - held, 0)]
+        for entry in self._entries:
+            if entry.in_ring and entry.state in ("ready", "loading") and entry not in wanted:
+                self._drop(entry)
+        for entry in self._ahead:
+            if entry.state == "absent" and entry.cargo.stay == "keep":
+                self._begin(entry, Memory(entry.cargo.layout.nbytes))
+        for entry in wanted:
+            if entry.state == "absent" and self._free:
+                self._begin(entry, self._free.pop())
 
-    def _begin(self, entry: _Entry, memory: Memory, turn: int) -> None:
+    def _look_ahead(self) -> list[_Entry]:
+        """The units in the order in which they are expected, from here; those that stay and are not expected last."""
+        seen: dict[int, None] = {}
+        index = self._position
+        while index not in seen and self._entries:
+            seen[index] = None
+            index = self._entries[index].successor
+        rest = [e for i, e in enumerate(self._entries) if i not in seen and e.cargo.stay == "keep"]
+        return [self._entries[i] for i in seen] + rest
+
+    def _begin(self, entry: _Entry, memory: Memory) -> None:
         entry.memory, entry.state = memory, "loading"
         for extent in entry.cargo.layout.extents:
-            for start in range(0, extent.length, PIECE):
-                self._numbers += 1
-                entry.pieces_left += 1
-                heapq.heappush(self._queue, _Piece(turn, self._numbers, entry, extent, start))
-        if entry.pieces_left == 0:
+            entry.unread.extend(_Piece(extent, start) for start in range(0, extent.length, PIECE))
+        if not entry.unread:
             entry.state = "ready"
         self._changed.notify_all()
 
+    def _drop(self, entry: _Entry) -> None:
+        """Takes the buffer of a unit that was read for nothing, as soon as no reader writes into it."""
+        entry.unread.clear()
+        if entry.reading:
+            entry.state = "dropped"
+        else:
+            self._recycle(entry, "absent")
+
+    def _recycle(self, entry: _Entry, state: State) -> None:
+        assert entry.memory is not None
+        entry.state = state
+        self._free.append(entry.memory)
+        entry.memory = None
+        if all(e.cargo.stay == "keep" or e.state == "done" for e in self._entries):
+            self._free.clear()  # the ring has done its work: its memory goes
+
+    def _wait_for(self, entry: _Entry) -> None:
+        began = None
+        while entry.state != "ready":
+            self._raise_if_over()
+            others = [e for e in self._entries if e.in_ring and e.state == "held"]
+            if entry.state == "absent" and len(others) >= self._slots:
+                raise OutsizeError(f"no buffer for {entry.cargo.name}: all {self._slots} are in use at the same time")
+            began = began or time.monotonic()
+            self._changed.wait()
+        if began is not None:
+            self.stats.waited_s += time.monotonic() - began
+
+    def _raise_if_over(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            raise OutsizeError("the model was closed", remedy="load it again")
+
+    # --- the reader threads ---
+
     def _read_pieces(self) -> None:
-        """The life of a reader thread."""
-        while True:
-            with self._changed:
-                while not self._queue and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    return
-                piece = heapq.heappop(self._queue)
-                memory = piece.entry.memory
-            try:
-                assert memory is not None
+        """The life of a reader thread: the first unread piece on the way ahead, until the stream is over."""
+        try:
+            while (taken := self._take()) is not None:
+                entry, piece, memory = taken
                 got = self._read(piece, memory)
-                with self._changed:
-                    self.stats.bytes_read += got
-                    piece.entry.pieces_left -= 1
-                    whole = piece.entry.pieces_left == 0
-                if whole:
-                    self._files.check(piece.entry.cargo.layout.files)
-                    with self._changed:
-                        piece.entry.state = "ready"
-                        self._changed.notify_all()
-            except BaseException as error:  # whatever it is, it belongs to the thread that computes
-                with self._changed:
-                    self._error = self._error or error
-                    self._changed.notify_all()
-                return
+                if self._was_last(entry, got):
+                    self._files.check(entry.cargo.layout.files)
+                    self._finish(entry)
+                del taken, memory  # a thread that waits must not keep a buffer alive
+        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to the thread that computes
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _take(self) -> tuple[_Entry, _Piece, Memory] | None:
+        with self._changed:
+            while not self._closed and self._error is None:
+                for entry in self._ahead:
+                    if entry.unread and entry.memory is not None:
+                        entry.reading += 1
+                        return entry, entry.unread.popleft(), entry.memory
+                self._changed.wait()
+            return None
 
     def _read(self, piece: _Piece, memory: Memory) -> int:
         extent = piece.extent
@@ -242,8 +298,21 @@ class Stream:
         at = extent.position + piece.start
         return self._files.read_into(extent.file, extent.offset + piece.start, memory.view[at : at + length], needed)
 
-    def _raise_if_over(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._closed:
-            raise OutsizeError("the model was closed", remedy="load it again")
+    def _was_last(self, entry: _Entry, got: int) -> bool:
+        """Counts a piece as read. After the last one, the unit still counts as being read until it has been checked."""
+        with self._changed:
+            self.stats.bytes_read += got
+            if entry.reading == 1 and not entry.unread:
+                return True
+            entry.reading -= 1
+            return False
+
+    def _finish(self, entry: _Entry) -> None:
+        with self._changed:
+            entry.reading -= 1
+            if entry.state == "dropped":
+                self._recycle(entry, "absent")
+                self._fill()
+            else:
+                entry.state = "ready"
+            self._changed.notify_all()

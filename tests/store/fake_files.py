@@ -1,0 +1,73 @@
+"""Files in memory whose reads can be held up, counted and made to fail."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterable
+
+from outsize.facts.model import StoredTensor
+from outsize.store.layout import lay_out
+from outsize.store.memory import Memory
+from outsize.store.stream import Cargo, Stay
+
+
+class FakeFiles:
+    """Every byte of unit i's file "i" is a function of i and its place.
+
+    ``gate``: reads wait until it is set. ``jitter``: most seconds that a read takes, at random.
+    """
+
+    def __init__(self, *, jitter: float = 0.0, seed: int = 0) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.reads: list[str] = []
+        self.checks: list[str] = []
+        self.fail: dict[str, BaseException] = {}
+        self.fail_check: dict[str, BaseException] = {}
+        self.targets: set[int] = set()  # where buffers began
+        self._jitter = jitter
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def read_into(self, file: str, offset: int, view: memoryview, needed: int) -> int:
+        with self._lock:
+            self.reads.append(file)
+            delay = self._random.random() * self._jitter
+        assert self.gate.wait(20)
+        if self._jitter:
+            time.sleep(delay)
+        if file in self.fail:
+            raise self.fail[file]
+        view[:needed] = content(file, offset, needed)
+        return needed
+
+    def check(self, files: Iterable[str]) -> None:
+        for file in files:
+            self.checks.append(file)
+            if file in self.fail_check:
+                raise self.fail_check[file]
+
+    def close(self) -> None:
+        self.gate.set()
+
+
+def content(file: str, offset: int, length: int) -> bytes:
+    """What a fake file holds: a pattern of 251 bytes, which differs between files, again and again."""
+    pattern = bytes((int(file) * 7 + place * place) % 251 for place in range(251))
+    start = offset % 251
+    return (pattern * (length // 251 + 2))[start : start + length]
+
+
+def make_cargo(stays: Iterable[Stay], nbytes: int = 4096) -> list[Cargo]:
+    """One unit per stay, each in a file of its own."""
+    return [
+        Cargo(f"unit {i}", lay_out([StoredTensor("w", "uint8", (nbytes,), str(i), 0, nbytes)]), stay)
+        for i, stay in enumerate(stays)
+    ]
+
+
+def holds(memory: Memory, index: int, nbytes: int = 4096) -> bool:
+    """Whether the memory holds that unit's bytes."""
+    return bytes(memory.view[:nbytes]) == content(str(index), 0, nbytes)
