@@ -21,7 +21,7 @@ from outsize.facts.model import CacheSpec, WorkspaceSpec
 # every position table and long enough for integer division not to matter.
 LENGTHS = (8, 40, 104)
 
-# How a number leaves a tensor. Under inference_mode the composite operations arrive themselves, not what they are made of.
+# How a number leaves a tensor. Under inference_mode composite operations arrive themselves, not what they consist of.
 _ATEN = torch.ops.aten
 QUESTIONS = frozenset({_ATEN._local_scalar_dense.default, _ATEN.item.default, _ATEN.is_nonzero.default})
 
@@ -40,8 +40,8 @@ class Measured:
 def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
     """Runs ``model`` (all weights on ``meta``) on prompts of a few lengths.
 
-    ``units``: name, modules, role and stack of each unit of placement. Raises UnsupportedModel where the model cannot run
-    on shapes alone.
+    ``units``: name, modules, role and stack of each unit of placement. Raises UnsupportedModel where the model cannot
+    run on shapes alone.
     """
     on_meta = _meta_buffers(model)
     try:
