@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from outsize.errors import OutsizeError
 from outsize.facts.architecture import Skeleton
@@ -13,6 +14,8 @@ from outsize.facts.machine import Machine
 from outsize.planning.plan import Plan
 
 CPU = torch.device("cpu")
+META = torch.device("meta")  # of weights that are bound later
+PASSING = frozenset({"hidden_states", "inputs_embeds"})  # arguments that differ from block to block
 
 
 class Devices:
@@ -36,7 +39,8 @@ class Devices:
 class Mover:
     """Brings activations to the device that computes next.
 
-    Masks and position tables are the same for every block: their copies are kept until the next sweep begins.
+    Masks and position tables are the same for every block: their copies are kept until the next sweep begins. Every copy
+    between host and device is over when the call returns: one to the host that was not would be read too early.
     """
 
     def __init__(self, home: torch.device) -> None:
@@ -47,24 +51,60 @@ class Mover:
         """Arguments of a forward pass on a device, or None where all of them are there already."""
         if not _elsewhere(device, args) and not _elsewhere(device, kwargs):
             return None
-        moved = tree_map_only(torch.Tensor, lambda t: t.to(device, non_blocking=True), args)
-        return moved, tree_map_only(torch.Tensor, lambda t: self._keep(t, device), kwargs)
+        moved = move(args, device)
+        # Hidden states change from block to block: a kept copy of each would fill the device.
+        return moved, {key: move(v, device) if key in PASSING else self._kept_tree(v, device) for key, v in kwargs.items()}
+
+    def inputs(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """A whole model's inputs where the first block computes: masks and positions are made there."""
+        return self.to(self._home, args, kwargs)
 
     def home(self, output: Any) -> Any:
         """An embedding's output where the first block wants it."""
-        return tree_map_only(torch.Tensor, lambda t: t.to(self._home, non_blocking=True), output)
+        return move(output, self._home)
 
     def forget(self) -> None:
         """Drops the copies of the last sweep."""
         self._kept.clear()
+
+    def _kept_tree(self, tree: Any, device: torch.device) -> Any:
+        return tree_map_only(torch.Tensor, lambda t: self._keep(t, device), tree)
 
     def _keep(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         if tensor.device == device:
             return tensor
         key = (id(tensor), device)
         if key not in self._kept:  # the original is kept too, so that its id stays its own
-            self._kept[key] = (tensor, tensor.to(device, non_blocking=True))
+            self._kept[key] = (tensor, move(tensor, device))
         return self._kept[key][1]
+
+
+def move(tree: Any, device: torch.device) -> Any:
+    """The tree with its tensors on a device. Caches are no trees: what they hold stays beside its block."""
+    return tree_map_only(torch.Tensor, lambda t: t.to(device), tree)
+
+
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Puts what a module and those inside it compute with besides weights (rotary tables, masks) on a device."""
+    for inner in module.modules():
+        for name, buffer in inner._buffers.items():
+            if buffer is not None and buffer.device not in (device, META):
+                inner._buffers[name] = buffer.to(device)
+
+
+def device_of(args: Any, kwargs: dict[str, Any]) -> torch.device | None:
+    """Where the first tensor among the inputs is."""
+    return next((leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)), None)
+
+
+def move_outputs(output: Any, device: torch.device) -> Any:
+    """A model's output with its tensors on a device; the fields of a ModelOutput are set in place."""
+    if not isinstance(output, dict):
+        return move(output, device) if isinstance(output, torch.Tensor | tuple) else output
+    for key, value in output.items():
+        if isinstance(value, torch.Tensor | tuple) and _elsewhere(device, value):
+            output[key] = move(value, device)
+    return output
 
 
 def _elsewhere(device: torch.device, tree: Any) -> bool:

@@ -85,4 +85,4 @@ class RowsOnDisk(torch.Tensor):
         if len(unique) and not 0 <= int(unique[0]) <= int(unique[-1]) < self.shape[0]:
             raise IndexError(f"token ids must be in 0..{self.shape[0] - 1}, not {int(unique[0])}..{int(unique[-1])}")
         rows = self.read_rows(unique.tolist())
-        return rows[where]  # [*ids.shape, width]
+        return rows[where.to(rows.device)].to(ids.device)  # [*ids.shape, width]

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from outsize.errors import DamagedModel
 from outsize.facts.architecture import Skeleton, Unit
 from outsize.facts.architecture.recording import sources
 from outsize.planning.plan import Item, Plan
 from outsize.run.binding import Binding, bind_rows
-from outsize.run.devices import Devices, Mover
+from outsize.run.devices import Devices, Mover, device_of, move_buffers, move_outputs
 from outsize.store.rows import RowReader
 from outsize.store.stream import Cargo, Stay, Stream
 
@@ -56,21 +57,27 @@ class Sweep:
         self.sweeps = 0
         self._progress = progress
         self._rows = rows
-        self._mover = Mover(devices.first_block(skeleton, plan))
+        home = devices.first_block(skeleton, plan)
+        self._mover = Mover(home)
         indices = iter(range(len(cargo)))
         self._stations = [
             self._station(unit, item, one, None if one is None else next(indices), devices)
             for unit, item, one in zip(skeleton.units, plan.items, cargo, strict=True)
         ]
         self._stays = sum(one.layout.nbytes for one in cargo if one is not None and one.stay != "stream")
+        self._asked_from: torch.device | None = None
         self._hooks: list[Any] = []
+        move_buffers(self.model, home)
+        for station in self._stations:
+            for module in reversed(station.unit.modules):  # its own last: a tied one may have buffers of another unit
+                move_buffers(module, station.device)
 
     def start(self) -> None:
         """Hooks the model, and binds what lies outside the blocks and stays: other code may use it without its module."""
         for station in self._stations:
             station.binding.unbind()
             self._hook(station)
-        self._hooks.append(self.model.register_forward_pre_hook(self._begin))
+        self._hook_models()
         for station in self._stations:
             if station.stay in ("keep", "once") and station.unit.role != "block":
                 self._load(station)
@@ -84,6 +91,8 @@ class Sweep:
         self._rows.close()
         for station in self._stations:
             station.binding.unbind("is gone: the model was closed")
+        if any(station.device.type == "cuda" for station in self._stations):
+            torch.cuda.empty_cache()  # for other processes: the allocator would keep it
 
     @property
     def bytes_read(self) -> int:
@@ -121,9 +130,25 @@ class Sweep:
             self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(after, always_call=True))
 
-    def _begin(self, _: nn.Module, args: Any) -> None:
+    def _hook_models(self) -> None:
+        """Inputs go to the first block's device, of stacks that are called by themselves too; outputs come back."""
+
+        def inputs(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            return self._mover.inputs(args, kwargs)
+
+        self._hooks.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(self.model.register_forward_hook(self._end))
+        for module in self.model.modules():
+            if isinstance(module, PreTrainedModel):
+                self._hooks.append(module.register_forward_pre_hook(inputs, with_kwargs=True))
+
+    def _begin(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         self.sweeps += 1
         self._mover.forget()
+        self._asked_from = device_of(args, kwargs)
+
+    def _end(self, _: nn.Module, args: Any, output: Any) -> Any:
+        return output if self._asked_from is None else move_outputs(output, self._asked_from)
 
     def _enter(self, station: Station) -> None:
         station.entered += 1
