@@ -17,8 +17,9 @@ from outsize.facts.resolve import resolve_spec
 from outsize.facts.sizes import format_rate, format_size
 from outsize.interfaces import options, pictures
 from outsize.planning.plan import WEIGHTS, Item, Plan
-from outsize.planning.planner import choose, make_request, plan_all
+from outsize.planning.planner import choose, plan_all
 from outsize.planning.to_json import plans_to_json
+from outsize.run.requests import drop_gpus, request_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +42,17 @@ def run(args: argparse.Namespace) -> int:
     spec = resolve_spec(args.model, args.revision)
     folder = Path(args.model)
     machine = parse_machine(args.machine, model_path=folder if folder.is_dir() else None)
-    machine = options.allowed_machine(machine, no_gpu=args.no_gpu)
-    bounds = options.request_bounds(machine, ram=args.ram, gpu_memory=args.gpu_memory, weight_limit=args.weight_limit)
-    request = make_request(spec, context=args.context, batch=args.batch, prompt=args.prompt, **bounds)
+    machine = drop_gpus(machine) if args.no_gpu else machine
+    request = request_for(
+        spec,
+        machine,
+        context=args.context,
+        batch=args.batch,
+        prompt=args.prompt,
+        ram=args.ram,
+        gpu_memory=options.sizes(args.gpu_memory),
+        weight_limits=options.limits_by_tier(args.weight_limit),
+    )
     plans = plan_all(spec, machine, request, (args.weights,) if args.weights else WEIGHTS)
     best = choose(plans)
     if args.plot is not None:

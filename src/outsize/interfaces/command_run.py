@@ -108,7 +108,7 @@ def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> Openi
         prompt=tokens,
         new_tokens=settings.max_new_tokens,
         ram=args.ram,
-        gpu_memory=args.gpu_memory.split(",") if args.gpu_memory else None,
+        gpu_memory=options.sizes(args.gpu_memory),
         no_gpu=args.no_gpu,
         weight_limits=options.limits_by_tier(args.weight_limit),
         revision=args.revision,

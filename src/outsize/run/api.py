@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from outsize.errors import UsageError
-from outsize.facts.machine import Machine
-from outsize.facts.model import ModelSpec
 from outsize.facts.parse_machine import parse_machine
-from outsize.facts.resolve import fetch_folder, folder_spec, resolve_spec
-from outsize.facts.sizes import parse_size
-from outsize.planning.plan import WEIGHTS, Plan, Request, Weights
-from outsize.planning.planner import choose, make_request, plan_all, plan_one
-from outsize.run.load import Opening, Progress, open_model
+from outsize.facts.resolve import fetch_folder, resolve_spec
+from outsize.facts.surveys import folder_spec
+from outsize.planning.plan import WEIGHTS, Plan
+from outsize.planning.planner import choose, plan_all, plan_one
+from outsize.run.load import Opening, open_model
+from outsize.run.requests import Size, drop_gpus, parse_weights, request_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Size = int | str  # bytes, or as a person writes them: "6GiB"
-
 
 def plan(  # noqa: PLR0913  the interface's own keywords
     model: str,
@@ -133,58 +127,3 @@ def prepare(  # noqa: PLR0913
         weight_limits=weight_limits,
     )
     return Opening(folder, spec, machine, plan_one(spec, machine, request, format_), auto_class)
-
-
-def request_for(  # noqa: PLR0913
-    spec: ModelSpec,
-    machine: Machine,
-    *,
-    context: int | None = None,
-    batch: int = 1,
-    prompt: int | None = None,
-    ram: Size | None = None,
-    gpu_memory: Size | Sequence[Size] | None = None,
-    weight_limits: Mapping[str, Size] | None = None,
-) -> Request:
-    """A Request from what users write. One size of ``gpu_memory`` counts for every GPU.
-
-    Raises UsageError for a number of sizes that is not that of the GPUs, and for tiers that the machine has not.
-    """
-    several = () if gpu_memory is None else (gpu_memory,) if isinstance(gpu_memory, int | str) else tuple(gpu_memory)
-    budgets = tuple(_bytes(size) for size in several)
-    if len(budgets) == 1:
-        budgets *= len(machine.gpus)
-    elif budgets and len(budgets) != len(machine.gpus):
-        raise UsageError(
-            "gpu_memory does not match the GPUs", need=f"one size or {len(machine.gpus)}", have=str(len(budgets))
-        )
-    tiers = [device.name for device in machine.devices if device.kind != "disk"]
-    for tier in weight_limits or {}:
-        if tier not in tiers:
-            raise UsageError(f"there is no tier {tier!r} to limit weights in", need="one of " + ", ".join(tiers))
-    return make_request(
-        spec,
-        context=context,
-        batch=batch,
-        prompt=prompt,
-        ram_budget=None if ram is None else _bytes(ram),
-        gpu_budgets=budgets,
-        weight_limits=tuple((tier, _bytes(size)) for tier, size in (weight_limits or {}).items()),
-    )
-
-
-def drop_gpus(machine: Machine) -> Machine:
-    """The machine without its GPUs."""
-    return replace(machine, devices=tuple(d for d in machine.devices if d.kind != "gpu"))
-
-
-def parse_weights(text: str) -> Weights:
-    """One of native, int8 and int4. Raises UsageError."""
-    for known in WEIGHTS:
-        if text == known:
-            return known
-    raise UsageError(f"weights {text!r}", need="one of " + ", ".join(WEIGHTS))
-
-
-def _bytes(size: Size) -> int:
-    return size if isinstance(size, int) else parse_size(size)

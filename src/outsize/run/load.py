@@ -10,7 +10,7 @@ from outsize.errors import DoesNotFit, ModelNotFound, UnsupportedModel
 from outsize.facts.folder import ModelFolder
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
-from outsize.facts.resolve import same_bytes
+from outsize.facts.surveys import same_bytes
 from outsize.facts.sizes import format_size
 from outsize.planning.plan import Plan
 from outsize.run.cargo import cargo_of, first_of_last_stack
