@@ -108,7 +108,7 @@ class ModuleSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceSpec:
-    """Peak bytes of activations of one sequence of n tokens outside weights and cache: ``base + linear*n + square*n*n``.
+    """Peak bytes of activations of one sequence of n tokens, weights and cache left out: base + linear*n + square*n*n.
 
     Measured on ``meta`` by following the life of every intermediate tensor through one forward pass.
     """

@@ -71,7 +71,10 @@ def find_folder(model: str, revision: str | None = None, *, whole: bool = False)
 
 
 def fetch_folder(model: str, revision: str | None = None) -> ModelFolder:
-    """A local folder with all weights: found, or downloaded. Raises as ``resolve_spec``, and DoesNotFit for a full disk."""
+    """A local folder with all weights: found, or downloaded.
+
+    Raises as ``resolve_spec``, and DoesNotFit for a full disk.
+    """
     folder = find_folder(model, revision, whole=True)
     if folder is None:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:

@@ -1,7 +1,7 @@
 """Surveys of models in folders, kept.
 
-Surveying a model costs seconds (transformers builds it on ``meta``), so a survey is kept, under a key made of everything
-it depends on: the configuration, the headers and the version of transformers.
+Surveying a model costs seconds (transformers builds it on ``meta``), so a survey is kept, under a key made of
+everything it depends on: the configuration, the headers and the version of transformers.
 """
 
 from __future__ import annotations

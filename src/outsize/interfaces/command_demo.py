@@ -18,9 +18,7 @@ from outsize.run.generate import Generation, Settings, generate, load_tokenizer
 from outsize.run.load import Opening, check_fits, open_model
 
 # Few-shot prompts with words that the model never saw in training, and what it should say.
-PROMPTS = (
-    ("upper-case", "apple -> APPLE\nstone -> STONE\nriver ->", "RIVER"),
-)
+PROMPTS = (("upper-case", "apple -> APPLE\nstone -> STONE\nriver ->", "RIVER"),)
 ROOM = 0.5  # of the weights may rest in memory; the others are read from disk for every token
 NEW_TOKENS = 16
 
@@ -52,8 +50,10 @@ def introduction(opening: Opening) -> list[str]:
     unicode, terminal = "utf" in (sys.stdout.encoding or "").lower(), sys.stdout.isatty()
     weights = sum(resident_bytes(module, plan.weights) for module in spec.modules)
     return [
-        f"A {spec.architecture} of {spec.parameters / 1e6:.1f} million parameters ({weights / 2**20:.1f} MiB), where "
-        f"only {_room(opening) / 2**20:.1f} MiB of weights may stay in memory:",
+        (
+            f"A {spec.architecture} of {spec.parameters / 1e6:.1f} million parameters ({weights / 2**20:.1f} MiB), "
+            f"where only {_room(opening) / 2**20:.1f} MiB of weights may stay in memory:"
+        ),
         "",
         f"  {layer_map.layers(spec, plan, unicode=unicode)}",
         "",

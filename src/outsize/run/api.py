@@ -17,6 +17,7 @@ from outsize.run.requests import Size, drop_gpus, parse_weights, request_for
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 def plan(  # noqa: PLR0913  the interface's own keywords
     model: str,
     *,

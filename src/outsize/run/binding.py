@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from outsize.facts.architecture import Slot, Unit, Weight
-from outsize.facts.model import StoredTensor
 from outsize.facts.architecture.recording import copies, replay, sources
+from outsize.facts.model import StoredTensor
 from outsize.run.placeholders import AbsentTensor, RowsOnDisk
 from outsize.store.layout import Layout, lay_out
 from outsize.store.memory import Memory
@@ -18,7 +18,7 @@ RESTS = "rests on disk and is in memory only while its own module computes"
 
 
 class Binding:
-    """One unit's weights, bound to bytes. ``slots``: the places this binding fills (an embedding may be filled apart)."""
+    """One unit's weights, bound to bytes; ``skip``: modules that are filled apart (embeddings looked up on disk)."""
 
     def __init__(self, unit: Unit, device: torch.device, skip: tuple[nn.Module, ...] = ()) -> None:
         self.unit = unit

@@ -39,8 +39,8 @@ class Devices:
 class Mover:
     """Brings activations to the device that computes next.
 
-    Masks and position tables are the same for every block: their copies are kept until the next sweep begins. Every copy
-    between host and device is over when the call returns: one to the host that was not would be read too early.
+    Masks and position tables are the same for every block: their copies are kept until the next sweep begins. A copy is
+    over when the call returns: one to the host that was not would be read too early.
     """
 
     def __init__(self, home: torch.device) -> None:
@@ -51,9 +51,9 @@ class Mover:
         """Arguments of a forward pass on a device, or None where all of them are there already."""
         if not _elsewhere(device, args) and not _elsewhere(device, kwargs):
             return None
-        moved = move(args, device)
         # Hidden states change from block to block: a kept copy of each would fill the device.
-        return moved, {key: move(v, device) if key in PASSING else self._kept_tree(v, device) for key, v in kwargs.items()}
+        named = {k: move(v, device) if k in PASSING else self._kept_tree(v, device) for k, v in kwargs.items()}
+        return move(args, device), named
 
     def inputs(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """A whole model's inputs where the first block computes: masks and positions are made there."""

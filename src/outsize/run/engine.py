@@ -28,8 +28,8 @@ class Stats:
 class Engine:
     """Owns a running model's memory and threads.
 
-    ``plan``, ``spec`` and ``machine`` are what it was built from. Raises DoesNotFit, before anything is allocated, for a
-    forward pass that needs more memory than the budget leaves.
+    ``plan``, ``spec`` and ``machine`` are what it was built from. A forward pass that needs more memory than the budget
+    leaves raises DoesNotFit before anything is allocated.
     """
 
     def __init__(self, spec: ModelSpec, machine: Machine, plan: Plan, sweep: Sweep) -> None:
@@ -63,7 +63,7 @@ class Engine:
         if inputs is None:
             return
         batch, tokens = inputs.shape[0], inputs.shape[1]
-        past = kwargs.get("past_key_values")
+        past: Any = kwargs.get("past_key_values")
         length = tokens + (int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0)
         request = self.plan.request
         if batch <= request.batch and length <= request.context and tokens <= request.prompt:

@@ -54,7 +54,7 @@ class Watch:
     def __init__(self, tokenizer: Any, bytes_read: Callable[[], int], on_text: Callable[[str], None]) -> None:
         from transformers import TextStreamer
 
-        class Streamer(TextStreamer):
+        class Streamer(TextStreamer):  # type: ignore[misc]
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 on_text(text)
 
@@ -80,7 +80,7 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelNotFound(
-            f"{folder}: no tokenizer that transformers can read ({str(error).splitlines()[0] if str(error) else error})",
+            f"{folder}: no tokenizer that transformers can read ({str(error).partition(chr(10))[0]})",
             remedy="put tokenizer.json and tokenizer_config.json beside config.json",
         ) from error
 

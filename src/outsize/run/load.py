@@ -10,8 +10,8 @@ from outsize.errors import DoesNotFit, ModelNotFound, UnsupportedModel
 from outsize.facts.folder import ModelFolder
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
-from outsize.facts.surveys import same_bytes
 from outsize.facts.sizes import format_size
+from outsize.facts.surveys import same_bytes
 from outsize.planning.plan import Plan
 from outsize.run.cargo import cargo_of, first_of_last_stack
 from outsize.store.direct_files import DirectFiles, Files
@@ -95,4 +95,4 @@ def _build(
     model: Any = skeleton.model
     model.outsize = Engine(opening.spec, opening.machine, plan, sweep)
     sweep.start()
-    return model  # type: ignore[no-any-return]
+    return model

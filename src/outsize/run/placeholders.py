@@ -14,7 +14,7 @@ PASSIVE = frozenset({"aten.detach.default", "aten.alias.default"})  # what wrapp
 
 
 class AbsentTensor(torch.Tensor):
-    """A weight that rests on disk. It answers for its shape, data type and device; any use of its values is an error."""
+    """A weight that rests on disk: it knows its shape, data type and device, and any use of its values is an error."""
 
     weight_name: str
     reason: str
@@ -23,17 +23,16 @@ class AbsentTensor(torch.Tensor):
     def __new__(
         cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, reason: str
     ) -> AbsentTensor:
-        made: AbsentTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, shape, dtype=dtype, device=device
-        )
+        """A stand-in for the weight of that name; ``reason`` completes the sentence that using it raises."""
+        made: AbsentTensor = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         made.weight_name, made.reason = name, reason
         return made
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"AbsentTensor({self.weight_name}, shape={tuple(self.shape)}, dtype={self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if str(func) in PASSIVE:
@@ -55,11 +54,12 @@ class RowsOnDisk(torch.Tensor):
     def __new__(
         cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, read_rows: Callable[[list[int]], torch.Tensor]
     ) -> RowsOnDisk:
-        made: RowsOnDisk = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device="cpu")  # type: ignore[attr-defined]
+        """A stand-in for the weight [rows, width] of that name."""
+        made: RowsOnDisk = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
         made.weight_name, made.read_rows = name, read_rows
         return made
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"RowsOnDisk({self.weight_name}, shape={tuple(self.shape)}, dtype={self.dtype})"
 
     @classmethod
@@ -68,10 +68,10 @@ class RowsOnDisk(torch.Tensor):
     ) -> Any:
         if func is functional.embedding and isinstance(args[1], cls):
             return args[1].look_up(args[0])
-        return super().__torch_function__(func, types, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if str(func) in PASSIVE:

@@ -1,7 +1,7 @@
-"""The sweep: one pass over all units, in the order of the forward pass, each bound to its bytes just when it computes.
+"""The sweep: one pass over all units, in the order of the forward pass, each bound to its bytes while it computes.
 
-transformers' forward pass runs unmodified. Hooks at the units' modules say when one begins and ends; between the two its
-weights are there. A unit that stays is bound once, and then costs nothing.
+transformers' forward pass runs unmodified. Hooks at the units' modules say when one begins and ends; between the two
+its weights are there. A unit that stays is bound once, and then costs nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Sweep:
                 move_buffers(module, station.device)
 
     def start(self) -> None:
-        """Hooks the model, and binds what lies outside the blocks and stays: other code may use it without its module."""
+        """Hooks the model, and binds what stays outside the blocks: other code may use that without its module."""
         for station in self._stations:
             station.binding.unbind()
             self._hook(station)
@@ -99,9 +99,7 @@ class Sweep:
         """Bytes that came from the drive so far."""
         return self.stream.stats.bytes_read + self._rows.bytes_read
 
-    def _station(
-        self, unit: Unit, item: Item, cargo: Cargo | None, index: int | None, devices: Devices
-    ) -> Station:
+    def _station(self, unit: Unit, item: Item, cargo: Cargo | None, index: int | None, devices: Devices) -> Station:
         device = devices.torch_device(item.compute)
         tied_lookups = tuple(m for m in unit.modules[1:] if isinstance(m, nn.Embedding))
         looked_up = unit.modules if cargo is None else tied_lookups if cargo.stay == "stream" else ()

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from outsize.errors import DamagedModel, UnsupportedModel, UsageError
-from outsize.facts.dtypes import BYTES
 from outsize.facts.architecture.measure import Measured, measure
-from outsize.facts.model import ModelSpec, ModuleSpec, Origin, Role, StoredTensor, TensorSpec
 from outsize.facts.architecture.recording import Expression, RecordingTensor, copies, sources
+from outsize.facts.dtypes import BYTES
+from outsize.facts.model import ModelSpec, ModuleSpec, Origin, Role, StoredTensor, TensorSpec
 
 Same = Callable[[StoredTensor, StoredTensor], bool]
 
@@ -108,8 +108,8 @@ def model_class(config: Any, auto_class: str | None = None) -> type[PreTrainedMo
             raise UsageError(f"transformers has no auto class {auto_class!r}", remedy="AutoModel, AutoModelForCausalLM")
         if type(config) not in mapping:
             raise UsageError(f"{auto_class} has no {config.model_type} model")
-        found = mapping[type(config)]
-        return found[0] if isinstance(found, list | tuple) else found
+        mapped: Any = mapping[type(config)]
+        return mapped[0] if isinstance(mapped, list | tuple) else mapped  # type: ignore[no-any-return]
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
@@ -147,7 +147,7 @@ def rehearse(
     """
     recorded = {stored.name: RecordingTensor.of(stored, same) for stored in tensors if stored.dtype in BYTES}
 
-    class Rehearsal(cls):  # type: ignore[valid-type, misc]
+    class Rehearsal(cls):  # type: ignore[misc]
         @staticmethod
         def _finalize_model_loading(model: Any, load_config: Any, info: Any) -> Any:
             _refuse_gaps(model, info)
@@ -165,7 +165,7 @@ def rehearse(
 
 
 def survey(skeleton: Skeleton, name: str) -> ModelSpec:
-    """The ModelSpec of a skeleton: its units in the order of a real forward pass on ``meta``, with cache and workspace."""
+    """The ModelSpec of a skeleton: its units in the order of a forward pass on ``meta``, with cache and workspace."""
     model, config = skeleton.model, skeleton.model.config
     measured = measure(model, [(unit.name, unit.modules, unit.role, unit.stack) for unit in skeleton.units])
     by_name = {unit.name: unit for unit in skeleton.units}
@@ -263,7 +263,7 @@ def _take_weights(model: PreTrainedModel) -> dict[int, Weight]:
 
 
 def _units(model: PreTrainedModel, weights: dict[int, Weight]) -> Iterator[Unit]:
-    """Blocks first, then every other module that owns weights; a tied weight belongs to the last module that uses it."""
+    """Blocks, and every other module that owns weights; a tied weight belongs to the head, if that uses it."""
     blocks = _blocks(model)
     inside = {id(m): name for name, block in blocks.items() for m in block.modules()}
     names = {id(module): name for name, module in model.named_modules()}

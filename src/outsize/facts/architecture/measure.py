@@ -72,11 +72,11 @@ class _Pass:
     peak: int
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that live at the same time, weights and buffers left out."""
 
     def __init__(self, known: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known, self.live, self.peak = known, 0, 0
         self.seen: dict[int, int] = {}
 

@@ -87,13 +87,14 @@ class RecordingTensor(torch.Tensor):
     def __new__(
         cls, shadow: torch.Tensor, expression: Expression, same: Callable[[StoredTensor, StoredTensor], bool]
     ) -> RecordingTensor:
-        made: RecordingTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, shadow.shape, strides=shadow.stride(), dtype=shadow.dtype, device="cpu"
+        """A tensor like ``shadow``, a plain one on ``meta``."""
+        made: RecordingTensor = torch.Tensor._make_wrapper_subclass(
+            cls, shadow.shape, strides=shadow.stride(), dtype=shadow.dtype, device=torch.device("cpu")
         )
         made.shadow, made.expression, made.same = shadow, expression, same
         return made
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"RecordingTensor({self.expression!r})"
 
     @classmethod
@@ -103,7 +104,7 @@ class RecordingTensor(torch.Tensor):
         return cls(shadow, Source(stored), same)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
