@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 from dataclasses import asdict, replace
@@ -68,6 +69,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> int:
     """Command line; 1 if the run failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the child and its cgroup go, too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--folder", type=Path, default=checkpoints.default_folder(), help="where the checkpoint is made"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -120,6 +121,7 @@ def said(row: dict[str, Any]) -> str:
 
 def main() -> int:
     """Command line; 1 if an engine failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the child and its cgroup go, too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="6 GB in 3.5 GiB")
     parser.add_argument("--rounds", type=int, default=1)

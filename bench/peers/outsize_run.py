@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from from_transformers import generate
 from measure import Clock, arguments
 
@@ -21,8 +23,9 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     clock = Clock()
-    with outsize.load(options.model, ram=options.ram_bytes, no_gpu=True) as model:
-        clock.ready()
+    model = outsize.load(options.model, ram=options.ram_bytes, no_gpu=True)
+    clock.ready()
+    with contextlib.closing(model.outsize):
         generate(model, clock, options.new_tokens)
         print(clock.report("outsize", version("outsize"), ram_bytes=options.ram_bytes))
 

@@ -26,6 +26,10 @@ GPU_FLOPS_PER_BYTE = 60.0
 # transformers' small operations in one block: 20 ms for 32 blocks beside 100 ms of kernels on a CPU. On a GPU they are
 # launches, which overlap with what was launched before.
 BLOCK_OPERATIONS_S = 0.6e-3
+# From the start of a load until the first block can compute, reading going on meanwhile: importing torch and
+# transformers and building the model on `meta` (4.5 s on two cores), or building alone in a process that has them.
+COLD_START_S = 4.5
+WARM_START_S = 0.5
 # Sampling and the generation loop, once a token.
 TOKEN_OPERATIONS_S = 2e-3
 # One hop of a token's hidden state from a device to another: a launch, a copy of some KiB, a wait.

@@ -17,7 +17,8 @@ class Request:
     ``context``: most tokens of one sequence, prompt and answer together. ``batch``: sequences at once.
     ``prompt``: tokens of the prompt that the first token waits for. ``ram_budget``: most bytes of resident memory of
     the whole process, None for what the machine has free. ``weight_limits``: most bytes of weights at rest, per tier.
-    ``gpu_budgets``: most bytes of each GPU, in order; () for what each has free.
+    ``gpu_budgets``: most bytes of each GPU, in order; () for what each has free. ``warm``: the process has imported
+    torch and transformers already, so the first token need not wait for that.
     """
 
     context: int = 2048
@@ -26,6 +27,7 @@ class Request:
     ram_budget: int | None = None
     gpu_budgets: tuple[int, ...] = ()
     weight_limits: tuple[tuple[str, int], ...] = ()
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)

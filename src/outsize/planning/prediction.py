@@ -62,7 +62,7 @@ def token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
 def first_token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
     """Seconds from the start of loading to the first token: the first sweep reads all there is, computing as it comes.
 
-    A head that is tied to the embedding is read first, wherever it is listed, and multiplied last.
+    Computing begins once torch and the model's modules are there; reading does not wait for them. A head that is tied to the embedding is read first, wherever it is listed, and multiplied last.
     """
     disk = problem.machine.disk
     first: list[Step] = []
@@ -79,7 +79,8 @@ def first_token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
             last.append(Step(0.0, compute, ring=False))
         else:
             steps.append(Step(read, compute, ring))
-    return first_sweep_s(first + steps + last, slots) + cost.TOKEN_OPERATIONS_S
+    start = Step(0.0, cost.WARM_START_S if problem.request.warm else cost.COLD_START_S, ring=False)
+    return first_sweep_s([start, *first, *steps, *last], slots) + cost.TOKEN_OPERATIONS_S
 
 
 def bottleneck(problem: Problem, homes: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -44,6 +45,7 @@ def request_for(  # noqa: PLR0913
             raise UsageError(f"there is no tier {tier!r} to limit weights in", need="one of " + ", ".join(tiers))
     return make_request(
         spec,
+        warm="transformers" in sys.modules,
         context=context,
         batch=batch,
         prompt=prompt,
