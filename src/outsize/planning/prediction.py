@@ -62,7 +62,8 @@ def token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
 def first_token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
     """Seconds from the start of loading to the first token: the first sweep reads all there is, computing as it comes.
 
-    Computing begins once torch and the model's modules are there; reading does not wait for them. A head that is tied to the embedding is read first, wherever it is listed, and multiplied last.
+    Computing begins once torch and the model's modules are there; reading does not wait for them. A head that is tied
+    to the embedding is read first, wherever it is listed, and multiplied last.
     """
     disk = problem.machine.disk
     first: list[Step] = []
