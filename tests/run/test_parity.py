@@ -1,0 +1,188 @@
+"""Whatever the architecture, the layout of its files and the homes of its weights: transformers' own numbers, to the bit.
+
+The reference is ``from_pretrained`` on the same folder. Each architecture runs from RAM, from disk, from both, and from
+two emulated GPUs, RAM and disk at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from checkpoints import ARCHITECTURES, FORMATS, Architecture, Format, write_checkpoint
+
+import outsize
+from outsize.facts.detect import identity
+from outsize.facts.folder import open_folder
+from outsize.facts.parse_machine import parse_machine
+from outsize.facts.profile import Profile, profile_path, save_profile
+from outsize.facts.surveys import folder_spec
+
+HOMES = {
+    "ram": {"ram"},
+    "disk": {"disk"},
+    "ram and disk": {"ram", "disk"},
+    "two GPUs, ram and disk": {"gpu0", "gpu1", "ram", "disk"},
+}
+OLD_LAYOUTS = tuple(name for name, arch in ARCHITECTURES.items() if arch.prefix or arch.ignored)
+BEAMS = {"greedy": 1, "beams": 3}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint and what transformers makes of it."""
+
+    arch: Architecture
+    folder: Path
+    inputs: dict[str, torch.Tensor]
+    logits: torch.Tensor
+    tokens: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of this file share, so that a model is surveyed once. The drive in its profile is slow:
+    on a fast one, a planner of sense would not use a GPU for models as small as these.
+    """
+    cache = tmp_path_factory.mktemp("cache")
+    drive = parse_machine("local", model_path=cache).disk
+    slow = Profile(identity(), disks={drive.uuid: 1e6})
+    save_profile(slow, profile_path({"OUTSIZE_CACHE": str(cache)}))
+    return cache
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(own_cache: None, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTSIZE_CACHE", str(kept))
+
+
+def reference(arch: Architecture, folder: Path) -> Case:
+    auto = arch.auto or ("AutoModelForSeq2SeqLM" if arch.encoder_decoder else "AutoModelForCausalLM")
+    model = getattr(transformers, auto).from_pretrained(folder)
+    ids = torch.randint(3, 99, (2, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    if not arch.encoder_decoder:
+        ids[0, :2], mask[0, :2] = 0, 0  # one prompt is shorter: padded on the left
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    tokens = {}
+    if model.can_generate():
+        for name, beams in BEAMS.items():
+            tokens[name] = model.generate(**inputs, max_new_tokens=5, do_sample=False, num_beams=beams)
+    if arch.encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :4]
+    return Case(arch, folder, inputs, logits(model, inputs), tokens)
+
+
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        out = model(**inputs)
+    return out["logits" if "logits" in out else "last_hidden_state"]
+
+
+def load(folder: Path, home: str, auto_class: str | None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The model with its weights in all the tiers that ``home`` names, forced by limits of weights per tier."""
+    spec = folder_spec(open_folder(folder), auto_class)
+    total = sum(m.runtime_bytes for m in spec.modules)
+    block = min(b.runtime_bytes for b in spec.blocks)
+    limits = {
+        "ram": {},
+        "disk": {"ram": 0},
+        "ram and disk": {"ram": total - 2 * block},
+        "two GPUs, ram and disk": {"gpu0": block, "gpu1": block, "ram": total - 3 * block},
+    }[home]
+    if "gpu0" in limits:
+        monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB,64MiB")
+    return outsize.load(
+        folder, no_gpu="gpu0" not in limits, weight_limits=limits, context=32, batch=2, auto_class=auto_class
+    )
+
+
+def check(case: Case, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(case.folder, home, case.arch.auto, monkeypatch)
+    try:
+        assert {item.home for item in model.outsize.plan.items} == HOMES[home]
+        assert torch.equal(logits(model, case.inputs), case.logits)
+        prompt = {name: case.inputs[name] for name in ("input_ids", "attention_mask")}
+        for name, tokens in case.tokens.items():
+            beams = BEAMS[name]
+            made = model.generate(**prompt, max_new_tokens=5, do_sample=False, num_beams=beams)
+            assert torch.equal(made, tokens), name
+    finally:
+        model.outsize.close()
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    arch = ARCHITECTURES[request.param]
+    folder = write_checkpoint(tmp_path_factory.mktemp("model"), arch.make_model())
+    return reference(arch, folder)
+
+
+@pytest.mark.parametrize("home", ["ram", "disk", "two GPUs, ram and disk"])
+def test_an_architecture_from_every_tier(case: Case, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, home, monkeypatch)
+
+
+@pytest.mark.parametrize("number", range(len(OLD_LAYOUTS)), ids=OLD_LAYOUTS.__getitem__)
+def test_older_layouts(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names without the base model's prefix, keys that the model ignores, every kind of file, in turn."""
+    arch = ARCHITECTURES[OLD_LAYOUTS[number]]
+    form: Format = FORMATS[(number + 2) % 4]
+    write_checkpoint(tmp_path, arch.make_model(), form, without_prefix=arch.prefix, ignored=arch.ignored)
+    check(reference(arch, tmp_path), tuple(HOMES)[(number + 2) % 4], monkeypatch)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [
+        ("opt", "ram and disk"),  # as the hub has it: .bin
+        ("t5", "two GPUs, ram and disk"),  # one tensor under four names
+        ("phi3", "disk"),
+    ],
+)
+def test_every_kind_of_file(
+    name: str, home: str, form: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = ARCHITECTURES[name]
+    write_checkpoint(tmp_path, arch.make_model(), form)
+    check(reference(arch, tmp_path), home, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "asked"),
+    [
+        ("llama", "float32", "bfloat16"),
+        ("llama-tied", "bfloat16", "float32"),
+        ("bloom", "bfloat16", "float16"),
+        ("t5", "float32", "bfloat16"),
+        ("opt", "float16", None),  # a configuration without a data type: what the tensors have
+    ],
+)
+@pytest.mark.parametrize("home", ["ram", "disk", "two GPUs, ram and disk"])
+def test_a_configuration_that_asks_for_another_data_type(
+    name: str, stored: str, asked: str | None, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = ARCHITECTURES[name]
+    model = arch.make_model().to(getattr(torch, stored))
+    write_checkpoint(tmp_path, model, config_changes={"dtype": asked, "torch_dtype": asked})
+    check(reference(arch, tmp_path), home, monkeypatch)
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_tied_weights_that_are_stored_twice(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch.save of a whole state dict writes them: equal bytes are one weight, others are two."""
+    arch = ARCHITECTURES["llama-tied"]
+    model = arch.make_model()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.all_tied_weights_keys.clear()
+    write_checkpoint(tmp_path / "equal", model, state=state)
+    state["lm_head.weight"] += 1
+    write_checkpoint(tmp_path / "different", model, state=state)
+    for folder in (tmp_path / "equal", tmp_path / "different"):
+        check(reference(arch, folder), home, monkeypatch)
