@@ -38,7 +38,7 @@ class Binding:
         for weight in self.unit.weights:
             tensor = replay(weight.expression, self._fetch(memory))
             if own:
-                tensor = torch.empty_like(tensor, device=self.device).copy_(tensor)
+                tensor = tensor.to(self.device, copy=True)  # done when it returns
             self._put(weight, tensor)
 
     def unbind(self, reason: str = RESTS) -> None:
