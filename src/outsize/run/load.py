@@ -94,5 +94,22 @@ def _build(
     sweep = Sweep(skeleton, plan, cargo, stream, RowReader(files), Devices(opening.machine), progress)
     model: Any = skeleton.model
     model.outsize = Engine(opening.spec, opening.machine, plan, sweep)
+    model.__class__ = closing(cls)
     sweep.start()
     return model
+
+
+def closing(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """A class that differs from ``cls`` in one thing: ``with`` closes the model at its end.
+
+    Python looks that up on the type, never on the object. Its name is that of ``cls``, for transformers asks for it.
+    """
+
+    def enter(self: Any) -> Any:
+        return self
+
+    def leave(self: Any, *_: object) -> None:
+        self.outsize.close()
+
+    same = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls,), {**same, "__enter__": enter, "__exit__": leave})
