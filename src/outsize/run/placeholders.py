@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.nn import functional
@@ -13,7 +13,23 @@ from outsize.errors import OutsizeError
 PASSIVE = frozenset({"aten.detach.default", "aten.alias.default"})  # what wrapping a tensor in a Parameter does
 
 
-class AbsentTensor(torch.Tensor):
+class _NoStorage(torch.Tensor):
+    """Whoever asks for the bytes themselves (``save_pretrained`` does) gets the same answer as one who computes."""
+
+    def untyped_storage(self) -> NoReturn:
+        """Raises OutsizeError."""
+        raise self.refusal()
+
+    def storage(self) -> NoReturn:
+        """Raises OutsizeError."""
+        raise self.refusal()
+
+    def refusal(self) -> OutsizeError:
+        """Why there is nothing to compute with."""
+        raise NotImplementedError
+
+
+class AbsentTensor(_NoStorage):
     """A weight that rests on disk: it knows its shape, data type and device, and any use of its values is an error."""
 
     weight_name: str
@@ -37,11 +53,14 @@ class AbsentTensor(torch.Tensor):
     ) -> Any:
         if str(func) in PASSIVE:
             return args[0]
-        absent = next(a for a in args if isinstance(a, cls))
-        raise OutsizeError(f"{absent.weight_name} {absent.reason}")
+        raise next(a for a in args if isinstance(a, cls)).refusal()
+
+    def refusal(self) -> OutsizeError:
+        """That it is absent, and why."""
+        return OutsizeError(f"{self.weight_name} {self.reason}")
 
 
-class RowsOnDisk(torch.Tensor):
+class RowsOnDisk(_NoStorage):
     """An embedding's weight that rests on disk: a look-up reads the rows that it needs, any other use is an error.
 
     ``read_rows(unique row numbers, ascending)`` gives [rows, width].
@@ -76,8 +95,11 @@ class RowsOnDisk(torch.Tensor):
     ) -> Any:
         if str(func) in PASSIVE:
             return args[0]
-        rows = next(a for a in args if isinstance(a, cls))
-        raise OutsizeError(f"{rows.weight_name} rests on disk and is looked up by row only")
+        raise next(a for a in args if isinstance(a, cls)).refusal()
+
+    def refusal(self) -> OutsizeError:
+        """That it is more than rows that were asked for."""
+        return OutsizeError(f"{self.weight_name} rests on disk and is looked up by row only")
 
     def look_up(self, ids: torch.Tensor) -> torch.Tensor:
         """The embeddings of token ids of any shape: [*ids.shape, width]."""
