@@ -1,4 +1,4 @@
-"""Several devices without any: CUDA tensors without data, whose operations refuse to mix devices as CUDA's own do."""
+"""Several devices without any: tensors without data on a pretended accelerator; operations refuse to mix devices."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import ARCHITECTURES, write_checkpoint
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from outsize.facts.machine import Machine
 from outsize.facts.parse_machine import parse_machine
@@ -29,11 +31,11 @@ NAMES = ("llama", "gptj", "gpt_neo", "bloom", "t5", "llama-tied")
 
 
 class PretendedDevices(devices.Devices):
-    """Emulated GPUs as CUDA devices."""
+    """Emulated GPUs as devices of their own."""
 
     def __init__(self, machine: Machine) -> None:
-        cuda = {gpu.name: torch.device("cuda", index) for index, gpu in enumerate(machine.gpus)}
-        self._by_name = {"ram": devices.CPU, "disk": devices.CPU, **cuda}
+        pretended = {gpu.name: torch.device("pretend", index) for index, gpu in enumerate(machine.gpus)}
+        self._by_name = {"ram": devices.CPU, "disk": devices.CPU, **pretended}
 
 
 def any_rows(self: RowsOnDisk, ids: torch.Tensor) -> torch.Tensor:
@@ -54,13 +56,21 @@ def slow_without_gpus(text: str, **options: Any) -> Machine:
     )
 
 
+@pytest.fixture(scope="module")
+def accelerator() -> None:
+    """A device type whose guards do nothing: torch knows it from here on."""
+    _setup_privateuseone_for_python_backend("pretend")
+
+
 @pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
+def pretend(accelerator: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor_at = binding.tensor_at
     monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB,64MiB")
     monkeypatch.setattr(api, "parse_machine", slow_without_gpus)
     monkeypatch.setattr(devices, "Devices", PretendedDevices)
     monkeypatch.setattr(RowsOnDisk, "look_up", any_rows)
+    # torch.tensor fills its result where it is made, which a device without kernels cannot.
+    monkeypatch.setattr(torch, "tensor", lambda data, **kinds: torch.zeros(np.shape(data), **kinds))
     # A clone is a tensor without data; the view itself is not.
     monkeypatch.setattr(binding, "tensor_at", lambda *where: tensor_at(*where).clone())
 
@@ -104,19 +114,19 @@ def test_the_cache_lies_beside_its_block(tmp_path: Path, pretend: None) -> None:
         first, _ = passes(model, encoder_decoder=False)
         caches = [str(layer.keys.device) for layer in first.past_key_values.layers]
         model.outsize.close()
-    assert caches == [c.replace("gpu", "cuda:").replace("ram", "cpu") for c in computes]
+    assert caches == [c.replace("gpu", "pretend:").replace("ram", "cpu") for c in computes]
     assert len(set(caches)) > 1
 
 
-def test_outputs_of_every_make_go_where_the_inputs_came_from() -> None:
+def test_outputs_of_every_make_go_where_the_inputs_came_from(accelerator: None) -> None:
     meta, cpu = torch.device("meta"), devices.CPU
     there = torch.empty(2, device=meta)
     assert devices.move_outputs(there, meta) is there
     assert devices.move_outputs("words", cpu) == "words"
     with FakeTensorMode():
-        cuda = torch.empty(2, device="cuda:0")
-        assert devices.move_outputs((cuda, "cache"), cpu)[0].device == cpu
-        filled = {"logits": cuda, "past_key_values": "cache", "hidden_states": (cuda, cuda)}
+        far = torch.empty(2, device="pretend:0")
+        assert devices.move_outputs((far, "cache"), cpu)[0].device == cpu
+        filled = {"logits": far, "past_key_values": "cache", "hidden_states": (far, far)}
         moved = devices.move_outputs(filled, cpu)
         assert moved["logits"].device == cpu
         assert [t.device for t in moved["hidden_states"]] == [cpu, cpu]

@@ -117,9 +117,10 @@ class Sweep:
             self._enter(station)
             return self._mover.to(station.device, args, kwargs)
 
-        def after(_: nn.Module, args: Any, output: Any) -> Any:
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
             self._leave(station)
-            return self._mover.home(output) if station.unit.role == "embedding" else None
+            # The head's weight may be an embedding's too: what is looked up goes to the blocks all the same.
+            return self._mover.home(output) if station.unit.role == "embedding" or _is_lookup(module) else None
 
         lookups = () if station.stay != "stream" else tuple(m for m in station.unit.modules[1:] if _is_lookup(m))
         for module in station.unit.modules:
