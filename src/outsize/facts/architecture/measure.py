@@ -145,7 +145,8 @@ def _layer_bytes(cache: Any) -> list[tuple[int, int, int | None]]:
 
 
 def _bytes(layer: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tree_leaves(vars(layer)) if isinstance(t, torch.Tensor))
+    """Bytes that a layer keeps alive: a full window is a view of one token more."""
+    return sum(t.untyped_storage().nbytes() for t in tree_leaves(vars(layer)) if isinstance(t, torch.Tensor))
 
 
 def _window(layer: Any) -> int | None:
@@ -155,9 +156,6 @@ def _window(layer: Any) -> int | None:
 def _cache_spec(sizes: tuple[tuple[int, int, int | None], ...]) -> CacheSpec:
     (own, cross, window), (own2, cross2, _) = sizes[0], sizes[1]
     span = LENGTHS[1] - LENGTHS[0]
-    if window is not None and window < LENGTHS[1]:
-        per_token = own // min(window, LENGTHS[0])
-        return CacheSpec(per_token, window, 0, 0)
     per_token, per_cross = (own2 - own) // span, (cross2 - cross) // span
     return CacheSpec(per_token, window, per_cross, own - per_token * LENGTHS[0])
 
