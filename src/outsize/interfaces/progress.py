@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from outsize.facts.sizes import format_size
 
-Advance = Callable[[int, int], None]  # done so far, of how many: bytes
+Advance = Callable[[int, int], None]  # bytes done so far, of how many
 
 
 def note(text: str) -> None:
@@ -17,36 +18,55 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+class Bytes:
+    """A bar while something moves bytes; where stderr is no terminal, one line at the end.
+
+    It begins with the first ``to`` and ends when all are there, or at ``close``.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: Any = None
+        self._began = time.monotonic()
+        self._done = 0
+        self._over = False
+
+    def to(self, done: int, total: int) -> None:
+        """So many bytes have moved so far, of so many in all."""
+        if self._over or not total:
+            return
+        self._done = max(self._done, done)
+        if sys.stderr.isatty():
+            self._show(total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the bar, or says the line. A second close does nothing."""
+        if self._over:
+            return
+        self._over = True
+        if self._bar is not None:
+            self._bar.close()
+        elif self._done:
+            note(f"{self._label}: {format_size(self._done)} in {time.monotonic() - self._began:.1f} s")
+
+    def _show(self, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, desc=self._label, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr
+            )
+        self._bar.total = total
+        self._bar.update(self._done - self._bar.n)
+
+
 @contextmanager
 def bar(total_bytes: int, label: str) -> Iterator[Advance]:
-    """A bar while something moves bytes. Gives a function of the bytes done so far and, newly, of how many in all.
-
-    Where stderr is no terminal: one line at the end, also where it ends by an error.
-    """
-    if not sys.stderr.isatty():
-        yield from _line(total_bytes, label)
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total_bytes, desc=label, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr) as shown:
-
-        def advance(done: int, total: int = total_bytes) -> None:
-            shown.total = total
-            shown.update(done - shown.n)
-
-        yield advance
-
-
-def _line(total_bytes: int, label: str) -> Iterator[Advance]:
-    began = time.monotonic()
-    most = 0
-
-    def advance(done: int, total: int = total_bytes) -> None:
-        nonlocal most
-        most = max(most, done)
-
+    """``Bytes`` while a block lasts: gives a function of the bytes done so far and of how many in all."""
+    moved = Bytes(label)
     try:
-        yield advance
+        yield lambda done, total=total_bytes: moved.to(done, total)
     finally:
-        if most:
-            note(f"{label}: {format_size(most)} in {time.monotonic() - began:.1f} s")
+        moved.close()

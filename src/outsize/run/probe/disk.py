@@ -53,7 +53,7 @@ def disk_rate(folder: Path) -> DiskRate:
     if len(stored) >= LEAST_CHUNKS:
         direct = is_direct(folder / stored[0].file)
         return _read(DirectFiles(folder, {}), stored[:MOST_CHUNKS], f"the weights in {folder}", direct)
-    with temporary_file(existing(folder)) as descriptor:
+    with temporary_file(existing(folder), FILE_CHUNKS * CHUNK) as descriptor:
         file = OneFile(descriptor)
         return _read(file, chunks_of([file.path]), f"a temporary file in {existing(folder)}", is_direct(file.path))
 
@@ -105,7 +105,7 @@ def folder_is_direct(folder: Path) -> bool:
 
 
 @contextmanager
-def temporary_file(folder: Path, nbytes: int = FILE_CHUNKS * CHUNK) -> Iterator[int]:
+def temporary_file(folder: Path, nbytes: int) -> Iterator[int]:
     """The descriptor of a file of random bytes that is on the drive and not in the page cache."""
     figures = os.statvfs(folder)
     free = figures.f_bavail * figures.f_frsize

@@ -24,7 +24,7 @@ def median_rate(work: float, run: Callable[[], object], seconds: float = STEP_SE
     """Work per second, the median of up to ``PASSES`` runs after one that warms up; slow machines get fewer."""
     begun = time.monotonic()
     run()
-    rates = []
+    rates: list[float] = []
     while len(rates) < PASSES:
         before = time.monotonic()
         if rates and before - begun > seconds:
