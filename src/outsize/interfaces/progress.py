@@ -66,7 +66,11 @@ class Bytes:
 def bar(total_bytes: int, label: str) -> Iterator[Advance]:
     """``Bytes`` while a block lasts: gives a function of the bytes done so far and of how many in all."""
     moved = Bytes(label)
+
+    def advance(done: int, total: int = total_bytes) -> None:
+        moved.to(done, total)
+
     try:
-        yield lambda done, total=total_bytes: moved.to(done, total)
+        yield advance
     finally:
         moved.close()
