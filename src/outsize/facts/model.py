@@ -27,13 +27,18 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One parameter or persistent buffer of the transformers model, tied ones once."""
+    """One parameter or persistent buffer of the transformers model, tied ones once.
+
+    A streamed block need not be in memory as a whole: ``part`` counts its parts in the order in which they compute,
+    each done with before the next begins.
+    """
 
     name: str  # as in model.named_parameters(): "model.decoder.layers.0.fc1.weight"
     shape: tuple[int, ...]
     stored: str  # data type in the checkpoint
     runtime: str  # data type that the forward pass works on
     matmul: bool  # the weight of a Linear layer (what int8 and int4 quantise)
+    part: int = 0
 
     @property
     def elements(self) -> int:
@@ -94,6 +99,12 @@ class ModuleSpec:
     tensors: tuple[TensorSpec, ...]
     cache: CacheSpec
     tied: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[TensorSpec, ...], ...]:
+        """The tensors by part, in the order in which the parts compute; one part where the module cannot be divided."""
+        numbers = sorted({t.part for t in self.tensors})
+        return tuple(tuple(t for t in self.tensors if t.part == number) for number in numbers)
 
     @property
     def stored_bytes(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from outsize.errors import OutsizeError
 from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, Origin, TensorSpec, WorkspaceSpec
 
-SCHEMA = 2  # 2: origins
+SCHEMA = 3  # 2: origins; 3: parts
 ABSOLUTE = "="  # marks a tensor whose name does not start with its module's (a weight tied across modules)
 
 
@@ -68,7 +68,7 @@ def _entry(module: ModuleSpec) -> dict[str, Any]:
     tensors = []
     for tensor in module.tensors:
         short = tensor.name.removeprefix(prefix) if tensor.name.startswith(prefix) else ABSOLUTE + tensor.name
-        tensors.append([short, list(tensor.shape), tensor.stored, tensor.runtime, tensor.matmul])
+        tensors.append([short, list(tensor.shape), tensor.stored, tensor.runtime, tensor.matmul, tensor.part])
     cache = module.cache
     return {
         "names": [module.name],
@@ -88,7 +88,8 @@ def _module(entry: Mapping[str, Any], name: str) -> ModuleSpec:
             stored,
             runtime,
             matmul,
+            part,
         )
-        for short, shape, stored, runtime, matmul in entry["tensors"]
+        for short, shape, stored, runtime, matmul, part in entry["tensors"]
     )
     return ModuleSpec(name, entry["role"], entry["stack"], tensors, CacheSpec(*entry["cache"]), tuple(entry["tied"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from outsize.facts.dtypes import dtype_bytes
 from outsize.facts.machine import Device, Machine
 from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, TensorSpec
@@ -78,8 +80,11 @@ def converted_bytes(module: ModuleSpec, weights: Weights) -> int:
 
 
 def slot_bytes(module: ModuleSpec, weights: Weights) -> int:
-    """Bytes of a ring slot that takes the module: its file bytes, the slack of direct reads, what must be converted."""
-    return rest_bytes(module, weights) + slack_bytes(module, weights) + converted_bytes(module, weights)
+    """Bytes of a ring slot that takes any part of the module: file bytes, slack of direct reads, what is converted."""
+    parts = [replace(module, tensors=tensors) for tensors in module.parts]
+    return max(
+        (rest_bytes(p, weights) + slack_bytes(p, weights) + converted_bytes(p, weights) for p in parts), default=0
+    )
 
 
 def prompt_tokens(request: Request) -> int:

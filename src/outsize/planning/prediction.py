@@ -38,10 +38,10 @@ def streamed(problem: Problem, homes: Sequence[str], index: int) -> bool:
     return homes[index] == "disk" and not problem.units[index].rows
 
 
-def decode_steps(problem: Problem, homes: Sequence[str]) -> list[Step]:
-    """The steps of a decode sweep: streamed modules are read, all are computed where they rest."""
+def decode_turns(problem: Problem, homes: Sequence[str]) -> list[Step]:
+    """The turns of a decode sweep, one per module: streamed ones are read, all are computed where they rest."""
     disk = problem.machine.disk
-    steps = []
+    turns = []
     for i in decode_order(problem):
         ring = streamed(problem, homes, i)
         compute = problem.decode_s[computing(homes[i])][i]
@@ -49,8 +49,15 @@ def decode_steps(problem: Problem, homes: Sequence[str]) -> list[Step]:
             compute += problem.convert_s[i]
         elif homes[i] == "disk":
             compute += cost.ROW_READ_S * problem.request.batch
-        steps.append(Step(cost.read_s(problem.rest_bytes[i], disk) if ring else 0.0, compute, ring))
-    return steps
+        read = cost.read_s(problem.rest_bytes[i], disk) if ring else 0.0
+        turns.append(Step(read, compute, ring))
+    return turns
+
+
+def decode_steps(problem: Problem, homes: Sequence[str]) -> list[Step]:
+    """The same, in the steps in which the ring takes them: part by part."""
+    turns = zip(decode_order(problem), decode_turns(problem, homes), strict=True)
+    return [step for i, turn in turns for step in _in_parts(turn, problem.parts[i])]
 
 
 def token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
@@ -76,12 +83,17 @@ def first_token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
         compute = problem.prefill_s[device.name][unit.index] + problem.convert_s[unit.index]
         ring = home == "disk" and not rows
         if unit.kind == "head" and problem.spec.modules[unit.index].tied:
-            first.append(Step(read, 0.0, ring))
+            first += _in_parts(Step(read, 0.0, ring), problem.parts[unit.index])
             last.append(Step(0.0, compute, ring=False))
         else:
-            steps.append(Step(read, compute, ring))
+            steps += _in_parts(Step(read, compute, ring), problem.parts[unit.index])
     start = Step(0.0, cost.WARM_START_S if problem.request.warm else cost.COLD_START_S, ring=False)
     return first_sweep_s([start, *first, *steps, *last], slots) + cost.TOKEN_OPERATIONS_S
+
+
+def _in_parts(step: Step, parts: int) -> list[Step]:
+    """A streamed module's turn as the turns of its parts, taken to be equal; any other's as it is."""
+    return [Step(step.read_s / parts, step.compute_s / parts, step.ring)] * parts if step.ring else [step]
 
 
 def bottleneck(problem: Problem, homes: Sequence[str]) -> str:
@@ -89,7 +101,7 @@ def bottleneck(problem: Problem, homes: Sequence[str]) -> str:
 
     The CPU waits for memory where its matmuls reach seven tenths of the memory rate, and is itself the limit elsewhere.
     """
-    steps = decode_steps(problem, homes)
+    steps = decode_turns(problem, homes)
     spent: dict[str, float] = {}
     for i, step in zip(decode_order(problem), steps, strict=True):
         name = computing(homes[i])

@@ -21,6 +21,7 @@ class Load:
     rest_bytes: int  # in the files
     resident_bytes: int
     slot_bytes: int
+    parts: int  # that it is streamed in
     slack_bytes: int
     converted_bytes: int
     work: cost.Work
@@ -34,13 +35,14 @@ def module_loads(spec: ModelSpec, weights: Weights) -> tuple[Load, ...]:
         alike = (
             module.role,
             bool(module.tied),
-            tuple((t.shape, t.stored, t.runtime, t.matmul) for t in module.tensors),
+            tuple((t.shape, t.stored, t.runtime, t.matmul, t.part) for t in module.tensors),
         )
         if alike not in known:
             known[alike] = Load(
                 rest_bytes=footprint.rest_bytes(module, weights),
                 resident_bytes=footprint.resident_bytes(module, weights),
                 slot_bytes=footprint.slot_bytes(module, weights),
+                parts=len(module.parts),
                 slack_bytes=footprint.slack_bytes(module, weights),
                 converted_bytes=footprint.converted_bytes(module, weights),
                 work=cost.module_work(spec, module, weights),
@@ -61,6 +63,7 @@ class Problem:
     ram: Tier
     gpus: tuple[Tier, ...]
     rest_bytes: tuple[int, ...]  # per module, in the files
+    parts: tuple[int, ...]  # per module, that it is streamed in
     decode_s: dict[str, tuple[float, ...]]  # per computing device, per module: one token of each sequence
     prefill_s: dict[str, tuple[float, ...]]  # per computing device, per module: the prompts
     convert_s: tuple[float, ...]  # per module, if streamed
@@ -107,6 +110,7 @@ def make_problem(
         ram=Tier("ram", room, footprint.weight_limit_bytes(request, "ram")),
         gpus=gpus,
         rest_bytes=tuple(load.rest_bytes for load in loads),
+        parts=tuple(load.parts for load in loads),
         decode_s=decode,
         prefill_s=prefill,
         convert_s=tuple(cost.convert_s(load.converted_bytes, machine.ram) for load in loads),

@@ -11,7 +11,7 @@ from outsize.planning.prediction import judge
 from outsize.planning.problem import Problem
 
 LEAST_SLOTS = 2  # one is read while the other computes
-MOST_SLOTS = 4
+MOST_SLOTS = 6
 STEP_BYTES = 64 * 1024
 
 
@@ -19,7 +19,7 @@ def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
     """Homes per module and ring slots of the fastest placement found, or None where none fits.
 
     Tried: the head on the first or last GPU, in RAM, on disk; GPUs filled fastest first, largest first, as numbered, or
-    not at all, from the first block or from the last; two ring slots, and up to four where they pay.
+    not at all, from the first block or from the last; two ring slots, and up to six where they pay.
     """
     best: tuple[float, tuple[str, ...], Choice] | None = None
     seen: set[tuple[str, ...]] = set()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from outsize.facts.architecture import Slot, Unit, Weight
-from outsize.facts.architecture.recording import copies, replay, sources
+from outsize.facts.architecture.recording import replay, sources
 from outsize.facts.model import StoredTensor
 from outsize.run.placeholders import AbsentTensor, RowsOnDisk
 from outsize.store.layout import Layout, lay_out
@@ -18,24 +18,31 @@ RESTS = "rests on disk and is in memory only while its own module computes"
 
 
 class Binding:
-    """One unit's weights, bound to bytes; ``skip``: modules that are filled apart (embeddings looked up on disk)."""
+    """Weights that are read together, and where they go in the model.
 
-    def __init__(self, unit: Unit, device: torch.device, skip: tuple[nn.Module, ...] = ()) -> None:
-        self.unit = unit
+    ``skip``: modules that are filled apart (embeddings looked up on disk).
+    """
+
+    def __init__(self, weights: Sequence[Weight], device: torch.device, skip: tuple[nn.Module, ...] = ()) -> None:
+        self.weights = weights
         self.device = device
-        self.layout: Layout = lay_out(s for weight in unit.weights for s in sources(weight.expression))
-        self.copies = any(copies(weight.expression) for weight in unit.weights)
+        self.layout: Layout = lay_out(s for weight in weights for s in sources(weight.expression))
         self._slots = {
             weight.name: tuple(slot for slot in weight.slots if not any(slot.module is m for m in skip))
-            for weight in unit.weights
+            for weight in weights
         }
 
-    def bind(self, memory: Memory, *, own: bool) -> None:
-        """Puts the unit's weights, as they lie in ``memory``, into its modules.
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules that own the weights, each once."""
+        return tuple({id(s.module): s.module for slots in self._slots.values() for s in slots}.values())
 
-        ``own``: in memory of their own, on the unit's device, so that the buffer may be reused afterwards.
+    def bind(self, memory: Memory, *, own: bool) -> None:
+        """Puts the weights, as they lie in ``memory``, into their modules.
+
+        ``own``: in memory of their own, on the device, so that the buffer may be reused afterwards.
         """
-        for weight in self.unit.weights:
+        for weight in self.weights:
             tensor = replay(weight.expression, self._fetch(memory))
             if own:
                 tensor = tensor.to(self.device, copy=True)  # done when it returns
@@ -43,7 +50,7 @@ class Binding:
 
     def unbind(self, reason: str = RESTS) -> None:
         """Puts stand-ins in place of the weights, so that nothing can compute with a buffer's next contents."""
-        for weight in self.unit.weights:
+        for weight in self.weights:
             self._put(weight, AbsentTensor(weight.name, weight.shape, weight.dtype, self.device, reason))
 
     def _put(self, weight: Weight, tensor: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from outsize.errors import OutsizeError
-from outsize.facts.architecture import Skeleton
+from outsize.facts.architecture import Unit
 from outsize.facts.machine import Machine
-from outsize.planning.plan import Plan
+from outsize.planning.plan import Item
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # of weights that are bound later
@@ -30,10 +31,9 @@ class Devices:
         """The torch device of a tier of the plan."""
         return self._by_name[name]
 
-    def first_block(self, skeleton: Skeleton, plan: Plan) -> torch.device:
+    def first_block(self, placed: Sequence[tuple[Unit, Item]]) -> torch.device:
         """Where the first block computes: embeddings of every kind come there, to be added up."""
-        pairs = zip(skeleton.units, plan.items, strict=True)
-        return next((self._by_name[item.compute] for unit, item in pairs if unit.role == "block"), CPU)
+        return next((self._by_name[item.compute] for unit, item in placed if unit.role == "block"), CPU)
 
 
 class Mover:

@@ -12,6 +12,7 @@ from outsize.facts.model import ModelSpec
 from outsize.facts.sizes import format_size
 from outsize.planning.plan import Plan
 from outsize.run.sweep import Sweep
+from outsize.store.direct_files import Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,12 @@ class Engine:
     leaves raises DoesNotFit before anything is allocated.
     """
 
-    def __init__(self, spec: ModelSpec, machine: Machine, plan: Plan, sweep: Sweep) -> None:
+    def __init__(self, spec: ModelSpec, machine: Machine, plan: Plan, sweep: Sweep, files: Files) -> None:
         self.spec = spec
         self.machine = machine
         self.plan = plan
         self._sweep = sweep
+        self._files = files
         self._began = time.monotonic()
         self._guard = sweep.model.register_forward_pre_hook(self._check_room, with_kwargs=True)
 
@@ -56,6 +58,7 @@ class Engine:
         """Ends the threads and frees the memory. The model cannot be used afterwards. A second close does nothing."""
         self._guard.remove()
         self._sweep.close()
+        self._files.close()
 
     def _check_room(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Whether the cache and the workspace of the coming pass fit into what the plan leaves free."""

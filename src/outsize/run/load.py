@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
         raise ModelNotFound(f"{folder.origin}: its weights are not on this machine")
     files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
     cargo = cargo_of(opening.spec, plan, folder.tensors)
-    passing = [one for one in cargo if one is not None]
+    passing = [one for several in cargo for one in several]
     # Units that only pass the ring on their way to a GPU need it too, while they load.
     largest = max((one.layout.nbytes for one in passing if one.stay != "keep"), default=0)
     stream = Stream(files, passing, slots=max(plan.ring_slots, 2), slot_bytes=largest)
@@ -78,22 +79,26 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
 
 
 def _build(
-    opening: Opening, files: Files, cargo: Sequence[Cargo | None], stream: Stream, progress: Progress
+    opening: Opening, files: Files, cargo: Sequence[tuple[Cargo, ...]], stream: Stream, progress: Progress
 ) -> PreTrainedModel:
     """Everything that needs torch, while the first bytes arrive."""
     from outsize.facts import architecture
     from outsize.run.devices import Devices
     from outsize.run.engine import Engine
-    from outsize.run.sweep import Sweep
+    from outsize.run.sweep import Stop, Sweep
 
     folder, plan = opening.folder, opening.plan
     config = architecture.read_config(folder.config)
     cls = architecture.model_class(config, opening.auto_class)
     skeleton = architecture.rehearse(config, cls, folder.tensors, same_bytes(folder), folder.path)
     skeleton = architecture.in_order(skeleton, opening.spec)
-    sweep = Sweep(skeleton, plan, cargo, stream, RowReader(files), Devices(opening.machine), progress)
+    rows = RowReader(files)
+    stops = [Stop(*each) for each in zip(skeleton.units, opening.spec.modules, plan.items, cargo, strict=True)]
+    sweep = Sweep(skeleton.model, stops, stream, rows, Devices(opening.machine), progress)
     model: Any = skeleton.model
-    model.outsize = Engine(opening.spec, opening.machine, plan, sweep)
+    model.outsize = Engine(opening.spec, opening.machine, plan, sweep, files)
+    for end in (files.close, rows.close, stream.close):  # in reverse, for a model that is dropped instead of closed
+        weakref.finalize(model, end)
     model.__class__ = closing(cls)
     sweep.start()
     return model

@@ -6,7 +6,8 @@ its weights are there. A unit that stays is bound once, and then costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,28 +16,51 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from outsize.errors import DamagedModel
-from outsize.facts.architecture import Skeleton, Unit
+from outsize.facts.architecture import Unit
 from outsize.facts.architecture.recording import sources
-from outsize.planning.plan import Item, Plan
+from outsize.facts.model import ModuleSpec
+from outsize.planning.plan import Item
 from outsize.run.binding import Binding, bind_rows
 from outsize.run.devices import Devices, Mover, device_of, move_buffers, move_outputs
+from outsize.run.head import lay_out_rows
 from outsize.store.rows import RowReader
 from outsize.store.stream import Cargo, Stay, Stream
 
 Progress = Callable[[int, int], None]  # bytes that have come to stay, bytes that will
 
 
-@dataclass(slots=True)
-class Station:
-    """A unit on the sweep's way: its binding, its place in the stream (None if it never passes it), and its state."""
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One unit as all floors know it: transformers' modules, the spec's facts, the plan's decision, what is read."""
 
     unit: Unit
+    module: ModuleSpec
+    item: Item
+    cargo: tuple[Cargo, ...]
+
+
+@dataclass(slots=True)
+class Part:
+    """What of a unit is read and bound together, and its place in the stream."""
+
     binding: Binding
+    index: int
+
+
+@dataclass(slots=True)
+class Station:
+    """A unit on the sweep's way: its parts, in the order in which they compute, and its state.
+
+    A streamed unit has one part in memory at a time. Any other is ``bound`` once, and stays.
+    """
+
+    unit: Unit
+    parts: tuple[Part, ...]
     device: torch.device
-    stay: Stay | None
-    index: int | None = None
+    stay: Stay | None  # None: it is looked up on disk
     bound: bool = False
     entered: int = 0
+    now: Part | None = None
 
 
 class Sweep:
@@ -44,27 +68,23 @@ class Sweep:
 
     def __init__(
         self,
-        skeleton: Skeleton,
-        plan: Plan,
-        cargo: Sequence[Cargo | None],
+        model: PreTrainedModel,
+        stops: Sequence[Stop],
         stream: Stream,
         rows: RowReader,
         devices: Devices,
         progress: Progress,
     ) -> None:
-        self.model = skeleton.model
+        self.model = model
         self.stream = stream
         self.sweeps = 0
         self._progress = progress
         self._rows = rows
-        home = devices.first_block(skeleton, plan)
+        home = devices.first_block([(stop.unit, stop.item) for stop in stops])
         self._mover = Mover(home)
-        indices = iter(range(len(cargo)))
-        self._stations = [
-            self._station(unit, item, one, None if one is None else next(indices), devices)
-            for unit, item, one in zip(skeleton.units, plan.items, cargo, strict=True)
-        ]
-        self._stays = sum(one.layout.nbytes for one in cargo if one is not None and one.stay != "stream")
+        numbers = itertools.count()
+        self._stations = [self._station(stop, devices.torch_device(stop.item.compute), numbers) for stop in stops]
+        self._stays = sum(one.layout.nbytes for stop in stops for one in stop.cargo if one.stay != "stream")
         self._asked_from: torch.device | None = None
         self._hooks: list[Any] = []
         move_buffers(self.model, home)
@@ -75,7 +95,8 @@ class Sweep:
     def start(self) -> None:
         """Hooks the model, and binds what stays outside the blocks: other code may use that without its module."""
         for station in self._stations:
-            station.binding.unbind()
+            for part in station.parts:
+                part.binding.unbind()
             self._hook(station)
         self._hook_models()
         for station in self._stations:
@@ -90,7 +111,9 @@ class Sweep:
         self.stream.close()
         self._rows.close()
         for station in self._stations:
-            station.binding.unbind("is gone: the model was closed")
+            Binding(station.unit.weights, station.device).unbind(
+                "is gone: the model was closed"
+            )  # what looks rows up too
         if any(station.device.type == "cuda" for station in self._stations):
             torch.cuda.empty_cache()  # for other processes: the allocator would keep it
 
@@ -99,16 +122,22 @@ class Sweep:
         """Bytes that came from the drive so far."""
         return self.stream.stats.bytes_read + self._rows.bytes_read
 
-    def _station(self, unit: Unit, item: Item, cargo: Cargo | None, index: int | None, devices: Devices) -> Station:
-        device = devices.torch_device(item.compute)
+    def _station(self, stop: Stop, device: torch.device, numbers: Iterator[int]) -> Station:
+        unit, module, cargo = stop.unit, stop.module, stop.cargo
+        stay = cargo[0].stay if cargo else None
         tied_lookups = tuple(m for m in unit.modules[1:] if isinstance(m, nn.Embedding))
-        looked_up = unit.modules if cargo is None else tied_lookups if cargo.stay == "stream" else ()
-        binding = Binding(unit, device, skip=looked_up)
+        looked_up = unit.modules if stay is None else tied_lookups if stay == "stream" else ()
         if looked_up:
             bind_rows(unit, looked_up, self._read_rows)
-        if cargo is not None and cargo.layout != binding.layout:
-            raise DamagedModel(f"the bytes of {unit.name} are not where the spec has them", remedy="load it again")
-        return Station(unit, binding, device, None if cargo is None else cargo.stay, index)
+        by_name = {weight.name: weight for weight in unit.weights}
+        divided = module.parts if len(cargo) > 1 else (module.tensors,)
+        parts = []
+        for one, tensors in zip(cargo, divided, strict=False):
+            binding = Binding([by_name[tensor.name] for tensor in tensors], device, skip=looked_up)
+            if one.layout != binding.layout:
+                raise DamagedModel(f"the bytes of {unit.name} are not where the spec has them", remedy="load it again")
+            parts.append(Part(binding, next(numbers)))
+        return Station(unit, tuple(parts), device, stay)
 
     def _hook(self, station: Station) -> None:
         """Enters a unit before each of its modules computes and leaves it afterwards, whatever happens in between."""
@@ -128,6 +157,18 @@ class Sweep:
                 continue
             self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(after, always_call=True))
+        if station.unit.role == "head":
+            self._hooks.append(station.unit.modules[0].register_forward_pre_hook(lay_out_rows))
+        if station.stay == "stream" and len(station.parts) > 1:
+            for part in station.parts:
+                self._hook_part(station, part)
+
+    def _hook_part(self, station: Station, part: Part) -> None:
+        def before(*_: Any) -> None:
+            self._turn_to(station, part)
+
+        for module in part.binding.modules:
+            self._hooks.append(module.register_forward_pre_hook(before))
 
     def _hook_models(self) -> None:
         """Inputs go to the first block's device, of stacks that are called by themselves too; outputs come back."""
@@ -151,23 +192,38 @@ class Sweep:
 
     def _enter(self, station: Station) -> None:
         station.entered += 1
-        if station.entered == 1 and not station.bound and station.index is not None:
-            self._load(station)
-
-    def _load(self, station: Station) -> None:
-        assert station.index is not None
-        memory = self.stream.acquire(station.index)
-        station.binding.bind(memory, own=station.stay == "once")
+        if station.entered > 1 or station.bound or not station.parts:
+            return
         if station.stay != "stream":
-            station.bound = True
-            self.stream.release(station.index)
-            self._progress(self.stream.loaded, self._stays)
+            self._load(station)
+        elif len(station.parts) == 1:
+            self._turn_to(station, station.parts[0])
 
     def _leave(self, station: Station) -> None:
         station.entered = max(station.entered - 1, 0)
-        if station.stay == "stream" and station.index is not None and not station.entered:
-            station.binding.unbind()
-            self.stream.release(station.index)
+        if not station.entered:
+            self._turn_to(station, None)
+
+    def _load(self, station: Station) -> None:
+        """Binds a unit that stays, as its bytes arrive."""
+        for part in station.parts:
+            memory = self.stream.acquire(part.index)
+            part.binding.bind(memory, own=station.stay == "once")
+            self.stream.release(part.index)
+        station.bound = True
+        self._progress(self.stream.loaded, self._stays)
+
+    def _turn_to(self, station: Station, part: Part | None) -> None:
+        """Lets go of a streamed unit's part that has computed, and binds the one that comes."""
+        if station.now is part:
+            return
+        if station.now is not None:
+            station.now.binding.unbind()
+            self.stream.release(station.now.index)
+            station.now = None
+        if part is not None:
+            part.binding.bind(self.stream.acquire(part.index), own=False)
+            station.now = part
 
     def _read_rows(self, weight: Any, rows: list[int]) -> torch.Tensor:
         (stored,) = sources(weight.expression)

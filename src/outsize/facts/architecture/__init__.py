@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from outsize.errors import DamagedModel, UnsupportedModel, UsageError
 from outsize.facts.architecture.measure import Measured, measure
+from outsize.facts.architecture.parts import divide
 from outsize.facts.architecture.recording import Expression, RecordingTensor, copies, sources
 from outsize.facts.dtypes import BYTES
 from outsize.facts.model import ModelSpec, ModuleSpec, Origin, Role, StoredTensor, TensorSpec
@@ -208,8 +209,11 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
+    parts = divide(unit, measured.turns)
     tensors = tuple(
-        TensorSpec(w.name, w.shape, _stored_dtype(w), name_of(w.dtype), w.matmul and unit.role == "block")
+        TensorSpec(
+            w.name, w.shape, _stored_dtype(w), name_of(w.dtype), w.matmul and unit.role == "block", parts[w.name]
+        )
         for w in unit.weights
     )
     return ModuleSpec(unit.name, unit.role, unit.stack, tensors, measured.cache[unit.name], unit.tied)

@@ -35,6 +35,54 @@ class Measured:
     order: tuple[str, ...]
     cache: dict[str, CacheSpec]
     workspace: WorkspaceSpec
+    turns: Turns
+
+
+class Turns:
+    """When each module that owns weights was computing, and whose weights were used while it was not.
+
+    ``spans``: module -> first and last moment of all its calls, counted in calls. ``strays``: names of parameters that
+    an operation took while their module was not computing: code of the model reaches for them past the module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.spans: dict[int, tuple[int, int]] = {}
+        self.strays: set[str] = set()
+        self._clock = 0
+        self._active: dict[int, int] = {}
+        self._owners: dict[int, tuple[str, int]] = {}
+        self._hooks = []
+        for prefix, module in model.named_modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    self._owners.setdefault(weight.untyped_storage()._cdata, (f"{prefix}.{name}", id(module)))
+            if any(weight is not None for weight in module._parameters.values()):
+                self._hooks.append(module.register_forward_pre_hook(self._enter))
+                self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def note(self, args: Any, kwargs: Any) -> None:
+        """Looks at the arguments of one operation."""
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, nn.Parameter) or (isinstance(leaf, torch.Tensor) and leaf._is_view()):
+                name, owner = self._owners.get(leaf.untyped_storage()._cdata, ("", 0))
+                if owner and not self._active.get(owner):
+                    self.strays.add(name)
+
+    def close(self) -> None:
+        """Takes the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self._clock += 1
+        self._active[id(module)] = self._active.get(id(module), 0) + 1
+        first, _last = self.spans.get(id(module), (self._clock, 0))
+        self.spans[id(module)] = (first, self._clock)
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        self._clock += 1
+        self._active[id(module)] -= 1
+        self.spans[id(module)] = (self.spans[id(module)][0], self._clock)
 
 
 def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
@@ -45,7 +93,10 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
     """
     on_meta = _meta_buffers(model)
     try:
-        passes = [_forward(model, length, units) for length in LENGTHS]
+        turns = Turns(model)
+        passes = [_forward(model, LENGTHS[0], units, turns)]
+        turns.close()
+        passes += [_forward(model, length, units) for length in LENGTHS[1:]]
     except Exception as error:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be measured on shapes alone: {type(error).__name__}: {error}"
@@ -62,7 +113,7 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
         cache.update(zip(decoders, layers, strict=True))
     elif decoders:  # layers that share caches, or have none: the sum is what counts, on the first block
         cache[decoders[0]] = _sum(layers)
-    return Measured((*order, *missing), cache, _fit([p.peak for p in passes]))
+    return Measured((*order, *missing), cache, _fit([p.peak for p in passes]), turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +126,9 @@ class _Pass:
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that live at the same time, weights and buffers left out."""
 
-    def __init__(self, known: set[int]) -> None:
+    def __init__(self, known: set[int], turns: Turns | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.turns = turns
         self.known, self.live, self.peak = known, 0, 0
         self.seen: dict[int, int] = {}
 
@@ -85,6 +137,8 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func in QUESTIONS and args[0].is_meta:
             return 0  # a question about data (is any token padding?): the plain answer is no
+        if self.turns is not None:
+            self.turns.note(args, kwargs)
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -104,7 +158,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= self.seen.pop(key, 0)
 
 
-def _forward(model: PreTrainedModel, length: int, units: Sequence[Watched]) -> _Pass:
+def _forward(model: PreTrainedModel, length: int, units: Sequence[Watched], turns: Turns | None = None) -> _Pass:
     order: list[str] = []
     hooks = []
     for name, modules, role, _ in units:
@@ -126,7 +180,7 @@ def _forward(model: PreTrainedModel, length: int, units: Sequence[Watched]) -> _
         inputs["logits_to_keep"] = 1  # as generate() does
     inputs = {k: v for k, v in inputs.items() if k in accepted or k == "input_ids"}
     try:
-        with torch.inference_mode(), _LiveBytes(known) as live:
+        with torch.inference_mode(), _LiveBytes(known, turns) as live:
             out = model(**inputs)
     finally:
         for hook in hooks:
