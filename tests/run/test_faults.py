@@ -1,4 +1,4 @@
-"""Files that change, vanish or fail under a running model: an error each time, never other tokens, never a dead process."""
+"""Files that change, vanish or fail under a running model: an error, never other tokens, never a dead process."""
 
 from __future__ import annotations
 
