@@ -9,6 +9,7 @@ transformers' own: its loader runs unmodified, over recording tensors.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,8 +228,13 @@ def _stored_dtype(weight: Weight) -> str:
 
 
 def _refuse_gaps(model: Any, info: Any) -> None:
-    """Missing weights (unless tied to one that is there) and wrong shapes, before transformers would make them up."""
-    missing = set(info.missing_keys)
+    """Missing weights and wrong shapes, before transformers would make them up.
+
+    Not missing: what is tied to a weight that is there, and what the model's class says it makes itself (position
+    tables of sines, biases of zeros).
+    """
+    makes = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    missing = {name for name in info.missing_keys if not any(pattern.search(name) for pattern in makes)}
     for target, source in model.all_tied_weights_keys.items():
         if not {target, source} <= missing:
             missing -= {target, source}
@@ -244,7 +250,10 @@ def _refuse_gaps(model: Any, info: Any) -> None:
 
 
 def _take_weights(model: PreTrainedModel) -> dict[int, Weight]:
-    """Every weight by the identity of its parameter; recording tensors in the model give way to plain ``meta`` ones."""
+    """Every weight by the identity of its parameter; recording tensors in the model give way to plain ``meta`` ones.
+
+    A parameter that transformers made itself becomes a buffer: it is there, and goes where its module computes.
+    """
     found: dict[int, tuple[str, RecordingTensor, list[Slot]]] = {}
     for prefix, module in model.named_modules():
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -253,7 +262,8 @@ def _take_weights(model: PreTrainedModel) -> dict[int, Weight]:
                 slot = Slot(module, attribute, attribute in module._buffers)
                 found.setdefault(id(tensor), (name, tensor, []))[2].append(slot)
             elif tensor is not None and attribute in module._parameters:
-                raise DamagedModel(f"{prefix}.{attribute} is in no file of the checkpoint")
+                del module._parameters[attribute]
+                module.register_buffer(attribute, tensor.detach())
     weights = {}
     for name, tensor, slots in found.values():
         matmul = any(isinstance(s.module, nn.Linear) and s.attribute == "weight" for s in slots)
