@@ -33,6 +33,11 @@ def test_memory_of_the_host(tmp_path: Path) -> None:
     assert ram.assumed == {"bytes_per_s", "matmul_bytes_per_s", "flops"}
 
 
+def test_what_this_process_holds_already_is_free_to_it(tmp_path: Path) -> None:
+    held = {"/proc/self/status": "VmRSS:\t 3145728 kB\nRssAnon:\t 2097152 kB\n"}
+    assert look(fake_host(tmp_path, held)).ram.free_bytes == 62 * GIB
+
+
 def test_memory_of_the_group_where_that_is_less(tmp_path: Path) -> None:
     group = {
         "/proc/self/cgroup": "0::/job\n",

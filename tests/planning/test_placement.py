@@ -65,8 +65,18 @@ def test_a_weight_limit_of_nothing_streams_all_but_what_is_looked_up():
 def test_the_cache_lies_where_the_block_computes():
     units = [Unit(i, "block", 10, 10, 5) for i in range(4)]
     gpu = [tier("gpu0", 30)]
-    assert letters(place(units, tier("ram", 30), gpu, Choice("ram", ("gpu0",), "first", 2))) == "00rr"
+    # 20 for the weights of two, 10 for their cache, 20 for the ring through which the others reach the GPU.
+    assert letters(place(units, tier("ram", 50), gpu, Choice("ram", ("gpu0",), "first", 2))) == "00rr"
+    assert letters(place(units, tier("ram", 49), gpu, Choice("ram", ("gpu0",), "first", 2))) == "00rd"
     assert place(units, tier("ram", 29), gpu, Choice("ram", ("gpu0",), "first", 2)) is None
+
+
+def test_what_is_made_anew_in_ram_passes_the_ring():
+    units = [Unit(i, "block", 10, 8, 0, made_anew=True) for i in range(3)]
+    assert letters(place(units, tier("ram", 46), [], Choice("ram", (), "first", 2))) == "rrr"
+    assert letters(place(units, tier("ram", 45), [], Choice("ram", (), "first", 2))) == "rdr"
+    units.append(Unit(3, "lookup", 5, 5, 0, rows=True, made_anew=True))
+    assert letters(place(units, tier("ram", 90), [], Choice("ram", (), "first", 2))) == "rrrd"
 
 
 def test_what_decode_does_not_touch_is_streamed_first_and_gets_a_gpu_last():

@@ -39,7 +39,7 @@ def within(problem, homes, slots):
         room[computing(home)] -= unit.kv_bytes
         if home != "disk":
             room[home] -= unit.resident_bytes
-        elif not unit.rows:
+        if home.startswith("gpu") or (home == "disk" and not unit.rows):
             slot = max(slot, unit.slot_bytes)
     room["ram"] -= slots * slot
     return min(room.values()) >= 0

@@ -102,18 +102,23 @@ def _emulated(sizes: str, ram: Device) -> tuple[Device, ...]:
 
 
 def _ram(host: Host, cores: int) -> Device:
-    """Memory: the least of what the host has and what the control groups grant."""
+    """Memory: the least of what the host has and what the control groups grant.
+
+    What this process holds already counts as free: plans are about the whole process, Python included.
+    """
     meminfo = host.text("/proc/meminfo") or ""
     fields = {key: int(kib) * 1024 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB$", meminfo, re.MULTILINE)}
     total, limits = fields.get("MemTotal", 0), memory_limits(host)
+    # Kernels before 3.14 have no MemAvailable.
+    free = min([fields.get("MemAvailable", fields.get("MemFree", 0)), *(limit.free_bytes for limit in limits)])
+    held = re.search(r"^RssAnon:\s+(\d+) kB$", host.text("/proc/self/status") or "", re.MULTILINE)
     features = frozenset((_cpu_field(host, "flags") or "").split())
     rate = assumed_rates.memory_rate(cores)
     return Device(
         name="ram",
         kind="ram",
         capacity_bytes=min([total, *(limit.limit_bytes for limit in limits)]),
-        # Kernels before 3.14 have no MemAvailable.
-        free_bytes=min([fields.get("MemAvailable", fields.get("MemFree", 0)), *(limit.free_bytes for limit in limits)]),
+        free_bytes=free + (int(held[1]) * 1024 if held else 0),
         bytes_per_s=rate,
         label=_cpu_field(host, "model name") or "",
         matmul_bytes_per_s=assumed_rates.cpu_matmul(cores, rate, features),

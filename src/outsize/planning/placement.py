@@ -17,7 +17,7 @@ class Unit:
 
     ``kind``: ``small`` are norms and the like; anything else that is neither head nor look-up counts as a block.
     ``every_token``: false for what decode does not touch, such as an encoder. ``rows``: may be looked up on disk
-    by row.
+    by row. ``made_anew``: in memory it is not as it is in the files, so it passes the ring even where RAM keeps it.
     """
 
     index: int
@@ -27,6 +27,7 @@ class Unit:
     kv_bytes: int
     every_token: bool = True
     rows: bool = False
+    made_anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Space:
         tiers = tuple(tiers)
         self.room = {tier.name: tier.room for tier in tiers}
         self.weights = {tier.name: tier.weight_limit for tier in tiers}
+        self.least_slot = 0  # of the ring: what is not kept as it is read passes through it, once at least
 
     def take(self, tier: str, weights: int, kv: int = 0) -> bool:
         """Take the bytes in that tier and say so, or take nothing."""
@@ -82,6 +84,11 @@ class Space:
         self.weights[tier] -= weights
         self.room[tier] -= weights + kv
         return True
+
+
+def passes(unit: Unit, home: str) -> bool:
+    """Whether the unit passes the ring, once at least: on its way to a GPU, or to be made anew in RAM."""
+    return home.startswith("gpu") or (home == "ram" and unit.made_anew)
 
 
 def spread(items: Sequence[Unit], count: int) -> set[int]:
@@ -110,13 +117,15 @@ def place(units: Sequence[Unit], ram: Tier, gpus: Sequence[Tier], choice: Choice
             if unit.index not in homes and space.take(name, unit.resident_bytes, unit.kv_bytes):
                 homes[unit.index] = name
     rest = [u for u in blocks if u.index not in homes]
+    passing = [u.slot_bytes for u in units if passes(u, homes.get(u.index, "ram")) and u.kind != "lookup"]
+    space.least_slot = max(passing, default=0)
     streamed = split(rest, [u for u in units if homes.get(u.index) == "disk"], space, choice.slots)
     if streamed is None:
         return None
     homes.update({u.index: "disk" if u.index in streamed else "ram" for u in rest})
     for unit in units:
         if unit.kind == "lookup" and unit.rows:
-            keep = not streamed and space.take("ram", unit.resident_bytes)
+            keep = not streamed and not unit.made_anew and space.take("ram", unit.resident_bytes)
             homes[unit.index] = "ram" if keep else "disk"
     follow(units, homes, space)
     return tuple(homes[u.index] for u in units)
@@ -146,7 +155,8 @@ def split(rest: Sequence[Unit], already: Sequence[Unit], space: Space, slots: in
     differ, streaming only the smaller ones is tried too, for their ring is smaller; the fewest bytes win.
     """
     room = space.room["ram"] - sum(u.kv_bytes for u in (*rest, *already))
-    bounds = Bounds(space.weights["ram"], room, slots, max((u.slot_bytes for u in already), default=0))
+    largest = max((u.slot_bytes for u in already), default=0)
+    bounds = Bounds(space.weights["ram"], room, slots, max(largest, space.least_slot))
     always = frozenset(u.index for u in already)
     if fits(rest, set(), bounds):
         total = sum(u.resident_bytes for u in rest)

@@ -54,7 +54,7 @@ class Usage:
     weights_bytes: int = 0
     kv_bytes: int = 0
     workspace_bytes: int = 0
-    ring_bytes: int = 0  # the buffers that streamed blocks pass through
+    ring_bytes: int = 0  # the buffers that pass what is streamed, and what is loaded but not kept as it is read
     overhead_bytes: int = 0  # Python, torch, the CUDA context
     capacity_bytes: int = 0  # what may be used, of what is free
 

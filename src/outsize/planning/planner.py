@@ -9,6 +9,7 @@ from outsize.errors import UsageError
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.planning import footprint
+from outsize.planning.placement import passes
 from outsize.planning.plan import WEIGHTS, Item, Plan, Prediction, Request, Usage, Weights
 from outsize.planning.prediction import bottleneck, computing, decode_order, first_token_s, streamed, token_s
 from outsize.planning.problem import Load, Problem, make_problem, module_loads
@@ -88,7 +89,7 @@ def choose(plans: Sequence[Plan]) -> int:
 
 def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
     """The Plan of a placement: items with reasons, bytes per tier, predictions, and what is lacking."""
-    ring = [u.slot_bytes for u in problem.units if streamed(problem, homes, u.index)]
+    ring = [u.slot_bytes for u in problem.units if streamed(problem, homes, u.index) or passes(u, homes[u.index])]
     slots = slots if ring else 0
     slot_bytes = max(ring, default=0)
     usage = _usage(problem, homes, slots * slot_bytes)

@@ -130,6 +130,7 @@ def _unit(spec: ModelSpec, index: int, load: Load, request: Request, *, every: b
         kv_bytes=footprint.kv_bytes(module.cache, request),
         every_token=every,
         rows=lookup and not module.tied,
+        made_anew=load.converted_bytes > 0 or any(spec.origins[t.name].copies for t in module.tensors if spec.origins),
     )
     if cost.is_head(spec, module):
         return replace(unit, kind="head")

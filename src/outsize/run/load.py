@@ -66,9 +66,7 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
     files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
     cargo = cargo_of(opening.spec, plan, folder.tensors)
     passing = [one for several in cargo for one in several]
-    # Units that only pass the ring on their way to a GPU need it too, while they load.
-    largest = max((one.layout.nbytes for one in passing if one.stay != "keep"), default=0)
-    stream = Stream(files, passing, slots=max(plan.ring_slots, 2), slot_bytes=largest)
+    stream = Stream(files, passing, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes)
     stream.start(first_of_last_stack(opening.spec, cargo))
     try:
         return _build(opening, files, cargo, stream, progress)
