@@ -213,7 +213,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         dtype=torch.bfloat16,
     ),
-    "mpt": Architecture("mpt", {"d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 128}),
+    "mpt": Architecture("mpt", {"d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 128, "use_cache": True}),
     "stablelm": Architecture("stablelm", {**LLAMA, "use_qkv_bias": True}),
     "starcoder2": Architecture("starcoder2", {**LLAMA, "sliding_window": None}),
     "olmo2": Architecture("olmo2", LLAMA),

@@ -7,7 +7,7 @@ two emulated GPUs, RAM and disk at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import ARCHITECTURES, FORMATS, Architecture, Format, write_checkpoint
+from torch.utils._pytree import tree_leaves
 
 import outsize
 from outsize.facts.detect import identity
@@ -22,6 +23,7 @@ from outsize.facts.folder import open_folder
 from outsize.facts.parse_machine import parse_machine
 from outsize.facts.profile import Profile, profile_path, save_profile
 from outsize.facts.surveys import folder_spec
+from outsize.planning.planner import make_request, plan_one
 
 HOMES = {
     "ram": {"ram"},
@@ -42,6 +44,8 @@ class Case:
     inputs: dict[str, torch.Tensor]
     logits: torch.Tensor
     tokens: dict[str, torch.Tensor]
+    cache_bytes: int  # that transformers' own greedy generation held at its end
+    parameters: int
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +73,28 @@ def reference(arch: Architecture, folder: Path) -> Case:
     if not arch.encoder_decoder:
         ids[0, :2], mask[0, :2] = 0, 0  # one prompt is shorter: padded on the left
     inputs = {"input_ids": ids, "attention_mask": mask}
-    tokens = {}
+    tokens, cache_bytes = {}, 0
     if model.can_generate():
         for name, beams in BEAMS.items():
-            tokens[name] = model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=beams)
+            out = model.generate(
+                **inputs, max_new_tokens=4, do_sample=False, num_beams=beams, return_dict_in_generate=True
+            )
+            tokens[name] = out.sequences
+            cache_bytes = cache_bytes or held(out.past_key_values)
+    stored_buffers = sum(b.numel() for name, b in model.named_buffers() if name in model.state_dict())
     if arch.encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :4]
-    return Case(arch, folder, inputs, logits(model, inputs), tokens)
+    parameters = model.num_parameters() + stored_buffers
+    return Case(arch, folder, inputs, logits(model, inputs), tokens, cache_bytes, parameters)
+
+
+def held(cache: Any) -> int:
+    """Bytes that a cache's tensors keep alive."""
+    parts = [cache]
+    if isinstance(cache, transformers.EncoderDecoderCache):
+        parts = [cache.self_attention_cache, cache.cross_attention_cache]
+    tensors = [t for part in parts for layer in part.layers for t in tree_leaves(vars(layer))]
+    return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor) and t.dim())
 
 
 def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -126,6 +145,25 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("home", ["ram", "disk", "two GPUs, ram and disk"])
 def test_an_architecture_from_every_tier(case: Case, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, home, monkeypatch)
+
+
+def test_the_facts_about_an_architecture(case: Case) -> None:
+    """Every weight once, all of them, nothing that the model ignores; the cache that generate() really allocates."""
+    folder = open_folder(case.folder)
+    spec = folder_spec(folder, case.arch.auto)
+    assert spec.weight_bytes == sum(t.nbytes for t in folder.tensors)
+    assert spec.parameters == case.parameters
+    plan = plan_one(spec, parse_machine("2x-titan-rtx"), make_request(spec, context=32))
+    assert sum(item.bytes for item in plan.items) == spec.weight_bytes
+    assert len(spec.blocks) >= 3
+    runtime = str(case.arch.dtype).removeprefix("torch.")
+    assert all(t.runtime == runtime for m in spec.blocks for t in m.tensors if t.matmul)
+    assert {m.stack for m in spec.modules} == ({"encoder", "decoder"} if case.arch.encoder_decoder else {""})
+    if case.tokens:
+        batch, length = case.tokens["greedy"].shape
+        growing = [replace(m.cache, fixed=0) for m in spec.modules]  # fixed: a few bytes of counters
+        want = batch * sum(cache.bytes_for(length - 1, encoder_tokens=9) for cache in growing)
+        assert case.cache_bytes == want  # the last token is never fed back
 
 
 @pytest.mark.parametrize("number", range(len(OLD_LAYOUTS)), ids=OLD_LAYOUTS.__getitem__)

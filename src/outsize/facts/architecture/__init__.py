@@ -233,6 +233,9 @@ def _refuse_gaps(model: Any, info: Any) -> None:
     Not missing: what is tied to a weight that is there, and what the model's class says it makes itself (position
     tables of sines, biases of zeros).
     """
+    if info.conversion_errors:
+        name, error = sorted(info.conversion_errors.items())[0]
+        raise DamagedModel(f"{name} cannot be put together: {str(error).strip().splitlines()[-1]}")
     makes = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     missing = {name for name in info.missing_keys if not any(pattern.search(name) for pattern in makes)}
     for target, source in model.all_tied_weights_keys.items():
@@ -244,9 +247,6 @@ def _refuse_gaps(model: Any, info: Any) -> None:
     if info.mismatched_keys:
         name, have, need = sorted(info.mismatched_keys)[0]
         raise DamagedModel(f"{name} has the wrong shape", need=str(tuple(need)), have=str(tuple(have)))
-    if info.conversion_errors:
-        name, error = next(iter(info.conversion_errors.items()))
-        raise DamagedModel(f"{name} cannot be converted: {error}")
 
 
 def _take_weights(model: PreTrainedModel) -> dict[int, Weight]:
