@@ -232,3 +232,43 @@ def test_a_pass_that_fails_leaves_the_model_whole(ours: Any, theirs: Any) -> Non
 def test_a_token_that_the_vocabulary_lacks(ours: Any) -> None:
     with pytest.raises(IndexError):
         ours(torch.tensor([[99]]))
+
+
+def broken(folder: Path, **changes: Any) -> Path:
+    """A llama whose stored tensors or configuration differ: ``tensors`` by name, None for none; ``config``."""
+    model = ARCHITECTURES["llama"].make_model()
+    state = {**model.state_dict(), **changes.get("tensors", {})}
+    whole = {name: tensor for name, tensor in state.items() if tensor is not None}
+    return write_checkpoint(folder, model, state=whole, config_changes=changes.get("config"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"tensors": {"model.norm.weight": None}}, outsize.DamagedModel, r"lacks 1 .*model\.norm\.weight"),
+        ({"tensors": {"model.norm.weight": torch.ones(3)}}, outsize.DamagedModel, "wrong shape"),
+        ({"config": {"num_hidden_layers": 5}}, outsize.DamagedModel, r"lacks 9 .*model\.layers\.4"),
+        (
+            {"config": {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}},
+            outsize.UnsupportedModel,
+            "never run",
+        ),
+        ({"config": {"quantization_config": {"quant_method": "gptq"}}}, outsize.UnsupportedModel, "gptq"),
+    ],
+)
+def test_what_is_refused_before_anything_runs(
+    changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        outsize.load(broken(tmp_path, **changes), no_gpu=True)
+
+
+def test_what_cannot_be_asked_for(folder: Path) -> None:
+    with pytest.raises(outsize.UsageError, match="weights 'int2'"):
+        outsize.load(folder, weights="int2")
+    with pytest.raises(outsize.UsageError, match="no auto class"):
+        outsize.load(folder, auto_class="AutoTokenizer")
+    with pytest.raises(outsize.DoesNotFit):
+        outsize.load(folder, no_gpu=True, ram="1MiB")
+    with pytest.raises(outsize.ModelNotFound):
+        outsize.load(folder / "nowhere")
