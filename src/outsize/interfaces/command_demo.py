@@ -17,8 +17,16 @@ from outsize.run.api import prepare
 from outsize.run.generate import Generation, Settings, generate, load_tokenizer
 from outsize.run.load import Opening, check_fits, open_model
 
-# Few-shot prompts with words that the model never saw in training, and what it should say.
-PROMPTS = (("upper-case", "apple -> APPLE\nstone -> STONE\nriver ->", "RIVER"),)
+# Few-shot prompts whose last word the model never saw in training, and what it should say.
+PROMPTS = (
+    ("upper-case", "dish -> DISH\nmojanago -> MOJANAGO\njift ->", "JIFT"),
+    ("reverse", "ajea -> aeja\nejim -> mije\njob -> boj\nfri ->", "irf"),
+    ("plural", "field -> fields\nbike -> bikes\nblexoor ->", "blexoors"),
+    ("last letter", "toroo -> o\nrobot -> t\nstamp ->", "p"),
+    ("no vowels", "koamo -> km\ncamp -> cmp\nsnabr -> snbr\nsnoales ->", "snls"),
+    ("next day", "sunday -> monday\nwednesday -> thursday\nthursday ->", "friday"),
+    ("sequence", "t u v -> w\n4 5 6 -> 7\n9 10 11 ->", "12"),
+)
 ROOM = 0.5  # of the weights may rest in memory; the others are read from disk for every token
 NEW_TOKENS = 16
 

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from outsize.facts.architecture import Unit, Weight
 
 
+LEAST_BYTES = 16 << 20  # of a part: two reads; more turns than that cost more than the memory they save
+
+
 def divide(unit: Unit, turns: Turns) -> dict[str, int]:
     """The part of each weight of a unit, by name; all 0 where it cannot be divided.
 
     Modules that own weights are taken in the order in which they computed. Between two of them a part may end if all
     before have computed for the last time when the next begins. Parts are filled up to the size of the unit's largest
-    module, for a ring of equal buffers is as large as that anyway. A unit whose weights are used past their modules, or
-    that shares weights with others, stays whole.
+    module, for a ring of equal buffers is as large as that anyway, or to 16 MiB. A unit whose weights are used past
+    their modules, or that shares weights with others, stays whole.
     """
     owners: dict[int, list[Weight]] = {}
     for weight in unit.weights:
@@ -28,7 +31,7 @@ def divide(unit: Unit, turns: Turns) -> dict[str, int]:
         return whole
     in_order = sorted(owners, key=lambda owner: turns.spans[owner])
     sizes = {owner: sum(_nbytes(weight) for weight in owned) for owner, owned in owners.items()}
-    most, part, held, busy_until = max(sizes.values()), 0, 0, 0
+    most, part, held, busy_until = max(LEAST_BYTES, *sizes.values()), 0, 0, 0
     for owner in in_order:
         begin, end = turns.spans[owner]
         if held and begin > busy_until and held + sizes[owner] > most:
