@@ -31,7 +31,14 @@ from fewshot_tasks import ARROW, TASKS, Prompt, held_out_prompts, training_promp
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 PAD, UNKNOWN, NEWLINE = 0, 1, 2  # token ids; a newline ends an answer
 HELD_OUT_SEED, HELD_OUT_PER_TASK = 20, 25
@@ -180,7 +187,7 @@ def accuracy(model: LlamaForCausalLM, prompts: list[Prompt], ids: dict[str, int]
 
 def stored(model: LlamaForCausalLM) -> LlamaForCausalLM:
     """The model as it is stored: rounded to bfloat16."""
-    twin = LlamaForCausalLM(model.config).to(BF16)
+    twin: LlamaForCausalLM = AutoModelForCausalLM.from_config(model.config, dtype=BF16)  # rotary tables stay float32
     twin.load_state_dict(model.state_dict())
     return twin.eval()
 
@@ -189,7 +196,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: l
     """Write the model's folder."""
     out.mkdir(parents=True, exist_ok=True)
     twin = stored(model)
-    twin.generation_config.update(do_sample=False, max_new_tokens=24, eos_token_id=NEWLINE, pad_token_id=PAD)
+    twin.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=24, eos_token_id=NEWLINE, pad_token_id=PAD
+    )
     twin.save_pretrained(out)
     tokenizer.save_pretrained(out)
     with (out / "heldout.jsonl").open("w") as file:
