@@ -18,3 +18,9 @@ def calm() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few KB are streamed in parts, as those of a few hundred MB are."""
+    monkeypatch.setattr("outsize.facts.architecture.parts.LEAST_BYTES", 0)
