@@ -56,7 +56,8 @@ def disk_rate(folder: Path, seconds: float = 4.0) -> dict[str, float]:
     began = time.monotonic()
 
     def read(number: int) -> None:
-        with mmap.mmap(-1, 2 * _READ_BYTES) as memory:
+        # Private: shared anonymous memory gets no huge pages, and reads into small ones reach half the rate here.
+        with mmap.mmap(-1, 2 * _READ_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
             memory.madvise(mmap.MADV_HUGEPAGE)
             with memoryview(memory) as whole, whole[:_READ_BYTES] as buffer:
                 while time.monotonic() - began < seconds:
