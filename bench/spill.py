@@ -28,7 +28,7 @@ from engines import Engine, Run
 from report import GIB
 
 _AUTOMATIC = "automatic"
-_HEADROOM = 256 << 20  # between outsize's budget and the limit: files that the kernel caches for the interpreter
+_HEADROOM = 64 << 20  # between outsize's budget and the limit; cached files of the interpreter are given back
 
 
 @dataclass(frozen=True)

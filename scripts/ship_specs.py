@@ -1,6 +1,6 @@
 """Writes the specs that come with the package, from the configurations of the six first models.
 
-    python scripts/ship_specs.py FOLDER    (FOLDER holds t5-3b.json, gpt-j-6B.json, ...)
+python scripts/ship_specs.py FOLDER    (FOLDER holds t5-3b.json, gpt-j-6B.json, ...)
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from from_transformers import generate
-from measure import Clock, arguments
+from measure import PROMPT_TOKENS, Clock, arguments
 
 
 def main() -> None:
@@ -23,7 +23,8 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     clock = Clock()
-    model = outsize.load(options.model, ram=options.ram_bytes, no_gpu=True)
+    context = PROMPT_TOKENS + options.new_tokens  # no peer sets memory aside for more
+    model = outsize.load(options.model, ram=options.ram_bytes, no_gpu=True, context=context)
     clock.ready()
     with contextlib.closing(model.outsize):
         generate(model, clock, options.new_tokens)

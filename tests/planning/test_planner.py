@@ -157,7 +157,7 @@ def test_remedies_name_the_batch_the_context_the_format_and_the_budget():
     batch = next(int(r.split()[1]) for r in plan.remedies if r.startswith("--batch"))
     assert plan_one(spec, here, make_request(spec, batch=batch, context=512, ram_budget=9 * GIB)).fits
     assert not plan_one(spec, here, make_request(spec, batch=batch + 1, context=512, ram_budget=9 * GIB)).fits
-    request = make_request(spec, context=64, ram_budget=3 * GIB)
+    request = make_request(spec, context=64, ram_budget=2 * GIB)
     native, _, int4 = plan_all(spec, here, request)
     assert not native.fits
     budget = next(r for r in native.remedies if r.startswith("--ram"))
@@ -168,7 +168,7 @@ def test_remedies_name_the_batch_the_context_the_format_and_the_budget():
 
 def test_a_format_that_would_fit_is_named():
     spec = opt_30b()
-    request = make_request(spec, context=64, ram_budget=int(2.6 * GIB))
+    request = make_request(spec, context=64, ram_budget=int(1.8 * GIB))
     native, _, int4 = plan_all(spec, machine(32 * GIB), request)
     assert (native.fits, int4.fits) == (False, True)
     assert "--weights int4 would fit" in native.remedies

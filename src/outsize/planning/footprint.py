@@ -15,9 +15,13 @@ GROUP = 128  # weights that share one scale, along the input dimension
 BITS = {"int8": 8, "int4": 4}
 SHAPE_BYTES = 16  # `weight_shape`: two int64 beside every packed weight
 
-# Python, torch 2.13 and transformers 5.23 with a model on `meta`: 350 MiB resident, 413 MiB after the first large
-# matmul and a `generate` (VmHWM of /proc/self/status); the rest is for tokenizers, threads and the allocator's slack.
-PROCESS_BYTES = 640 * MIB
+# Python, torch 2.13 and transformers 5.23: 340 to 375 MiB beyond weights, cache, ring and workspace at the peak of short
+# generations (VmHWM of /proc/self/status; Llama, OPT and T5 shapes in three data types), 435 MiB at batch 4 with prompts
+# of 512: a used heap has holes, in proportion to the workspace.
+PROCESS_BYTES = 420 * MIB
+HEAP_SHARE = 0.5
+# A tokenizer in memory: text, merges and tables, some hundred bytes for each entry of the vocabulary.
+TOKENIZER_BYTES = 512
 # A CUDA context with cuBLAS' workspace. Assumed: 400 to 550 MiB are usual for the drivers and libraries of 2026.
 CUDA_CONTEXT_BYTES = 512 * MIB
 # Page-locked buffers between the drive and a GPU, while its weights are loaded: 8 of 8 MiB.
@@ -109,10 +113,14 @@ def workspace_bytes(spec: ModelSpec, request: Request) -> int:
     return spec.workspace.bytes_for(request.batch, prompt_tokens(request)) + spec.buffer_bytes + copy
 
 
-def ram_overhead_bytes(machine: Machine) -> int:
-    """Bytes of the process before any weight: Python, torch, transformers, and staging buffers if a GPU is used."""
+def ram_overhead_bytes(spec: ModelSpec, machine: Machine, workspace: int) -> int:
+    """Bytes of the process that are none of the others: ``420 MiB + 512 x vocabulary + workspace / 2``.
+
+    Python, torch and transformers; the tokenizer; holes in the heap. And staging buffers if a GPU is used.
+    """
     staged = any(not gpu.emulated for gpu in machine.gpus)
-    return PROCESS_BYTES + (STAGING_BYTES if staged else 0)
+    own = PROCESS_BYTES + TOKENIZER_BYTES * spec.vocab_size + int(HEAP_SHARE * workspace)
+    return own + (STAGING_BYTES if staged else 0)
 
 
 def gpu_overhead_bytes(gpu: Device) -> int:

@@ -77,7 +77,7 @@ def make_problem(
     """Compute once what every candidate needs; ``loads`` are ``module_loads``' of that format, if they are known."""
     loads = module_loads(spec, weights) if loads is None else loads
     workspace = footprint.workspace_bytes(spec, request)
-    overhead = footprint.ram_overhead_bytes(machine) + sum(load.slack_bytes for load in loads)
+    overhead = footprint.ram_overhead_bytes(spec, machine, workspace) + sum(load.slack_bytes for load in loads)
     room = footprint.ram_capacity_bytes(machine, request) - overhead - workspace
     gpus = tuple(
         Tier(

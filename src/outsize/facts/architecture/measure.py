@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 from transformers import EncoderDecoderCache, PreTrainedModel
 
 from outsize.errors import UnsupportedModel
@@ -129,6 +129,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, known: set[int], turns: Turns | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.turns = turns
+        self._made: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
         self.known, self.live, self.peak = known, 0, 0
         self.seen: dict[int, int] = {}
 
@@ -139,11 +140,25 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return 0  # a question about data (is any token padding?): the plain answer is no
         if self.turns is not None:
             self.turns.note(args, kwargs)
-        result = func(*args, **(kwargs or {}))
+        result = self._run(func, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._follow(tensor.untyped_storage())
         self.peak = max(self.peak, self.live)
+        return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation on ``meta``, or, where the same was asked of another block, what that gave: shapes alone.
+
+        Many operations reach ``meta`` through Python; blocks are alike, so most of a model's are asked once.
+        """
+        key = _question(func, args, kwargs)
+        if key is not None and key in self._made:
+            shape, strides, dtype = self._made[key]
+            return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        result = func(*args, **kwargs)
+        if key is not None and isinstance(result, torch.Tensor) and result.is_meta:
+            self._made[key] = (result.shape, result.stride(), result.dtype)
         return result
 
     def _follow(self, storage: Any) -> None:
@@ -156,6 +171,21 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _forget(self, key: int) -> None:
         self.live -= self.seen.pop(key, 0)
+
+
+def _question(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What determines the shape of an operation's result, or None where the result is not new or not on ``meta``."""
+    if func._schema.is_mutable or any(value.alias_info is not None for value in func._schema.returns):
+        return None
+    leaves, shape = tree_flatten((args, kwargs))
+    if any(isinstance(leaf, torch.Tensor) and not leaf.is_meta for leaf in leaves):
+        return None
+    key = (func, str(shape), *((t.shape, t.stride(), t.dtype) if isinstance(t, torch.Tensor) else t for t in leaves))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 def _forward(model: PreTrainedModel, length: int, units: Sequence[Watched], turns: Turns | None = None) -> _Pass:
