@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
-from from_transformers import generate
+from from_transformers import generate, import_everything
 from measure import Clock, arguments
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(options.threads)
+    import_everything(options.model)
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock()
         model = AutoModelForCausalLM.from_pretrained(

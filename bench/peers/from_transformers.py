@@ -7,6 +7,22 @@ from typing import Any
 from measure import Clock, prompt
 
 
+def import_everything(model: str) -> None:
+    """Imports what a generation with this model's class imports, by doing one with two tiny layers of random weights.
+
+    Modules that lie on a cold disk are nobody's load time, and take many seconds of it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model)
+    for name, value in {"num_hidden_layers": 2, "hidden_size": 64, "ffn_dim": 64, "word_embed_proj_dim": 64}.items():
+        setattr(config, name, value)
+    config.num_attention_heads = 2
+    tiny = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    tiny.generate(torch.tensor([[5, 6]]), max_new_tokens=1, do_sample=False)
+
+
 def generate(model: Any, clock: Clock, new_tokens: int) -> None:
     """Exactly ``new_tokens`` tokens: random weights may well say end-of-text at once."""
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from from_transformers import generate
+from from_transformers import generate, import_everything
 from measure import PROMPT_TOKENS, Clock, arguments
 
 
@@ -16,12 +16,12 @@ def main() -> None:
     from importlib.metadata import version
 
     import torch
-    import transformers  # noqa: F401  its import is nobody's load time, here as in the other peers
-    from transformers import AutoModelForCausalLM  # noqa: F401
 
     import outsize
+    import outsize.run.sweep  # what a load imports, as for the other peers
 
     torch.set_num_threads(options.threads)
+    import_everything(options.model)
     clock = Clock()
     context = PROMPT_TOKENS + options.new_tokens  # no peer sets memory aside for more
     model = outsize.load(options.model, ram=options.ram_bytes, no_gpu=True, context=context)

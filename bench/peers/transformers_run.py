@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from from_transformers import generate
+from from_transformers import generate, import_everything
 from measure import Clock, arguments
 
 
@@ -13,6 +13,7 @@ def main() -> None:
     import transformers
 
     torch.set_num_threads(options.threads)
+    import_everything(options.model)
     clock = Clock()
     model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
     clock.ready()

@@ -168,7 +168,7 @@ def test_remedies_name_the_batch_the_context_the_format_and_the_budget():
 
 def test_a_format_that_would_fit_is_named():
     spec = opt_30b()
-    request = make_request(spec, context=64, ram_budget=int(1.8 * GIB))
+    request = make_request(spec, context=64, ram_budget=int(2.0 * GIB))
     native, _, int4 = plan_all(spec, machine(32 * GIB), request)
     assert (native.fits, int4.fits) == (False, True)
     assert "--weights int4 would fit" in native.remedies

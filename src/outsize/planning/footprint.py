@@ -15,9 +15,9 @@ GROUP = 128  # weights that share one scale, along the input dimension
 BITS = {"int8": 8, "int4": 4}
 SHAPE_BYTES = 16  # `weight_shape`: two int64 beside every packed weight
 
-# Python, torch 2.13 and transformers 5.23: 340 to 375 MiB beyond weights, cache, ring and workspace at the peak of short
-# generations (VmHWM of /proc/self/status; Llama, OPT and T5 shapes in three data types), 435 MiB at batch 4 with prompts
-# of 512: a used heap has holes, in proportion to the workspace.
+# Python, torch 2.13 and transformers 5.23: 340 to 375 MiB beyond weights, cache, ring and workspace at the peak of
+# short generations (VmHWM of /proc/self/status; Llama, OPT and T5 shapes in three data types), 435 MiB at batch 4 with
+# prompts of 512: a used heap has holes, in proportion to the workspace.
 PROCESS_BYTES = 420 * MIB
 HEAP_SHARE = 0.5
 # A tokenizer in memory: text, merges and tables, some hundred bytes for each entry of the vocabulary.

@@ -19,7 +19,7 @@ def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
     """Homes per module and ring slots of the fastest placement found, or None where none fits.
 
     Tried: the head on the first or last GPU, in RAM, on disk; GPUs filled fastest first, largest first, as numbered, or
-    not at all, from the first block or from the last; two ring slots, and up to six where they pay.
+    not at all, from the first block or from the last; two ring slots, and up to six where they pay or cost no block its place.
     """
     best: tuple[float, tuple[str, ...], Choice] | None = None
     seen: set[tuple[str, ...]] = set()
@@ -35,7 +35,11 @@ def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
     slots = choice.slots
     for more in range(LEAST_SLOTS + 1, MOST_SLOTS + 1) if "disk" in homes else ():
         wider = place(problem.units, problem.ram, problem.gpus, replace(choice, slots=more))
-        if wider is not None and (seconds := judge(problem, wider, more)) < 0.99 * score:
+        if wider is None:
+            break
+        if wider == homes:  # room that no whole block can use: reading evens out with it
+            slots = more
+        elif (seconds := judge(problem, wider, more)) < 0.99 * score:
             score, homes, slots = seconds, wider, more
     return homes, slots
 
