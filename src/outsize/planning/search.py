@@ -19,7 +19,8 @@ def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
     """Homes per module and ring slots of the fastest placement found, or None where none fits.
 
     Tried: the head on the first or last GPU, in RAM, on disk; GPUs filled fastest first, largest first, as numbered, or
-    not at all, from the first block or from the last; two ring slots, and up to six where they pay or cost no block its place.
+    not at all, from the first block or from the last; two ring slots, and up to six where they pay
+    or cost no block its place.
     """
     best: tuple[float, tuple[str, ...], Choice] | None = None
     seen: set[tuple[str, ...]] = set()
