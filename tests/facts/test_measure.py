@@ -10,7 +10,7 @@ from checkpoints import ARCHITECTURES, write_checkpoint
 
 from outsize.errors import UnsupportedModel
 from outsize.facts import architecture
-from outsize.facts.architecture.measure import measure
+from outsize.facts.architecture.measure import _question, measure
 from outsize.facts.folder import open_folder
 from outsize.facts.model import CacheSpec, ModelSpec
 from outsize.facts.surveys import folder_spec
@@ -66,3 +66,14 @@ def test_a_model_that_cannot_run_on_shapes_alone(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(type(model.model), "forward", forward)
     with pytest.raises(UnsupportedModel, match="cannot be measured on shapes alone: ValueError: look at the data"):
         folder_spec(open_folder(tmp_path))
+
+
+def test_an_operation_is_asked_once_for_equal_shapes_and_only_where_its_result_is_new() -> None:
+    add, view, here = torch.ops.aten.add.Tensor, torch.ops.aten.view.default, torch.zeros(2)
+    there = torch.empty(2, device="meta")
+    assert _question(add, (there, there), {}) == _question(add, (there.clone(), there), {})
+    assert _question(add, (there, torch.empty(3, device="meta")), {}) != _question(add, (there, there), {})
+    assert _question(view, (there, [2]), {}) is None
+    assert _question(torch.ops.aten.add_.Tensor, (there, there), {}) is None
+    assert _question(add, (there, here), {}) is None
+    assert _question(add, (there, bytearray()), {}) is None
