@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import ARCHITECTURES, write_checkpoint
 
 from outsize.errors import UnsupportedModel
