@@ -6,6 +6,7 @@ What a shipped spec does not need is imported only where it is needed: ``outsize
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,8 +71,10 @@ def find_folder(model: str, revision: str | None = None, *, whole: bool = False)
     return None if cached is None else open_folder(cached)
 
 
-def fetch_folder(model: str, revision: str | None = None) -> ModelFolder:
-    """A local folder with all weights: found, or downloaded.
+def fetch_folder(
+    model: str, revision: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> ModelFolder:
+    """A local folder with all weights: found, or downloaded; ``progress`` gets the bytes that have come, of how many.
 
     Raises as ``resolve_spec``, and DoesNotFit for a full disk.
     """
@@ -82,7 +85,7 @@ def fetch_folder(model: str, revision: str | None = None) -> ModelFolder:
         from outsize.facts.download import download
         from outsize.facts.folder import open_folder
 
-        folder = open_folder(download(model, revision))
+        folder = open_folder(download(model, revision, progress))
     if folder.format == "none":
         raise ModelNotFound(f"{folder.origin}: has a configuration but no weights", remedy="safetensors or .bin files")
     return folder

@@ -106,6 +106,7 @@ def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> Openi
         context=args.context,
         batch=max(args.batch, settings.beams),
         prompt=tokens,
+        on_download=None if args.json else progress.Bytes("downloading").to,
         new_tokens=settings.max_new_tokens,
         ram=args.ram,
         gpu_memory=options.sizes(args.gpu_memory),
@@ -150,7 +151,8 @@ class _Notes(_Quiet):
     def result(self, result: Generation, plan: Plan) -> None:
         expected = plan.predicted
         first = f"first token {result.first_token_s:.2f} s (predicted {expected.first_token_s:.2f})"
-        further = f"then {result.token_s:.3f} s/token (predicted {expected.token_s:.3f})"
+        rate = f"{1 / result.token_s:.3g} tokens/s" if result.token_s else "no further token"
+        further = f"then {rate}, {result.token_s:.3f} s/token (predicted {expected.token_s:.3f})"
         disk = f"{format_size(result.disk_bytes_per_token)} a token from disk"
         _say(f"{first}, {further}, {disk}, peak memory {format_size(result.peak_ram_bytes)}")
 

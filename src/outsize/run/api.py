@@ -93,6 +93,7 @@ def prepare(  # noqa: PLR0913
     context: int | None = None,
     batch: int = 1,
     prompt: Callable[[Path], int] | None = None,
+    on_download: Callable[[int, int], None] | None = None,
     new_tokens: int = 0,
     ram: Size | None = None,
     gpu_memory: Size | Sequence[Size] | None = None,
@@ -104,10 +105,10 @@ def prepare(  # noqa: PLR0913
     """All that is decided before a weight is read. Downloads the model where it is not on this machine.
 
     ``prompt`` counts the tokens of the prompt, given the model's folder; with it, memory is kept for the prompt and
-    ``new_tokens`` more, unless ``context`` asks for another length.
+    ``new_tokens`` more, unless ``context`` asks for another length. ``on_download`` gets bytes done, and of how many.
     """
     format_ = parse_weights(weights)
-    folder = fetch_folder(model, revision)
+    folder = fetch_folder(model, revision, on_download)
     spec = folder_spec(folder, auto_class)
     prompt_tokens = None
     if prompt is not None and folder.path is not None:
