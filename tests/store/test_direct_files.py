@@ -159,3 +159,24 @@ def test_closed_files_cannot_be_read(folder: Path) -> None:
     with pytest.raises(OutsizeError, match="closed"):
         whole(files)
     files.close()
+
+
+def test_a_refusal_that_another_thread_has_dealt_with_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.bin").write_bytes(bytes(range(256)) * 32)
+    files = DirectFiles(tmp_path, {})
+    preadv, refused = os.preadv, []
+
+    def fussy(descriptor: int, views: list[memoryview], offset: int) -> int:
+        if not refused:
+            refused.append(offset)
+            files._opened["model.bin"].direct = False  # as another thread's _without_direct leaves it
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return preadv(descriptor, views, offset)
+
+    monkeypatch.setattr(os, "preadv", fussy)
+    memory = Memory(8192)
+    assert files.read_into("model.bin", 0, memory.view, 8192) == 8192
+    assert bytes(memory.view[:256]) == bytes(range(256))
+    files.close()

@@ -76,10 +76,11 @@ class DirectFiles:
         opened = self._open(file)
         done = 0
         while done < needed:
+            direct = opened.direct  # as it was before this read: another thread may turn to buffered reads meanwhile
             try:
                 got = os.preadv(opened.descriptor, [view[done:]], offset + done)
             except OSError as error:
-                if opened.direct and error.errno in REFUSALS:
+                if direct and error.errno in REFUSALS:
                     self._without_direct(file, opened)  # it opens for direct reads, and then refuses them
                     continue
                 raise _failure(file, error) from error
