@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,17 @@ def test_what_can_only_be_a_path(name: str) -> None:
 
 def test_weights_are_downloaded_where_they_are_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "cached_folder", nowhere)
-    monkeypatch.setattr(download, "download", lambda model, revision: folder)
+    told: list[tuple[int, int]] = []
+
+    def fetch(model: str, revision: str | None, progress: Callable[[int, int], None] | None) -> Path:
+        if progress is not None:
+            progress(1, 2)
+        return folder
+
+    monkeypatch.setattr(download, "download", fetch)
     assert fetch_folder("someone/model").format == "safetensors"
+    assert fetch_folder("someone/model", progress=lambda done, of: told.append((done, of))).format == "safetensors"
+    assert told == [(1, 2)]
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON"])
