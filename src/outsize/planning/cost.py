@@ -27,7 +27,8 @@ GPU_FLOPS_PER_BYTE = 60.0
 # launches, which overlap with what was launched before.
 BLOCK_OPERATIONS_S = 0.6e-3
 # From the start of a load until the first block can compute, reading going on meanwhile: importing torch and
-# transformers and building the model on `meta` (4.5 s on two cores), or building alone in a process that has them.
+# transformers and building the model on `meta`, or building alone in a process that has them. Assumed: 3 to 6 s were
+# seen on two cores with warm files, 8 s and more from a cold disk; building alone 0.5 to 0.9 s.
 COLD_START_S = 4.5
 WARM_START_S = 0.5
 # Sampling and the generation loop, once a token.

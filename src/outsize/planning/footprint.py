@@ -20,7 +20,7 @@ SHAPE_BYTES = 16  # `weight_shape`: two int64 beside every packed weight
 # prompts of 512: a used heap has holes, in proportion to the workspace.
 PROCESS_BYTES = 420 * MIB
 HEAP_SHARE = 0.5
-# A tokenizer in memory: text, merges and tables, some hundred bytes for each entry of the vocabulary.
+# A tokenizer in memory: text, merges and tables, some hundred bytes for each entry of the vocabulary. Assumed.
 TOKENIZER_BYTES = 512
 # A CUDA context with cuBLAS' workspace. Assumed: 400 to 550 MiB are usual for the drivers and libraries of 2026.
 CUDA_CONTEXT_BYTES = 512 * MIB
