@@ -25,7 +25,9 @@ def checked(spec, here, request, plan):
     assert [item.module for item in plan.items] == [module.name for module in spec.modules]
     for tier, usage in plan.usage.items():
         assert usage.total_bytes <= usage.capacity_bytes, tier
-        assert usage.weights_bytes == sum(item.bytes for item in plan.items if item.home == tier)
+        kept = sum(item.kept_bytes for item in plan.items)
+        elsewhere = {"ram": kept, "disk": -kept}.get(tier, 0)
+        assert usage.weights_bytes == elsewhere + sum(item.bytes for item in plan.items if item.home == tier)
     ring = plan.ring_slots * plan.ring_slot_bytes
     assert plan.usage["ram"].ring_bytes == ring
     # What is on its way to a GPU passes the ring too.

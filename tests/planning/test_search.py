@@ -8,10 +8,17 @@ import pytest
 from planning.shapes import GIB, MIB, decoder, gpu, machine
 
 from outsize.planning.footprint import PROCESS_BYTES
+from outsize.planning.keeping import keep_tensors, without
+from outsize.planning.placement import computing
 from outsize.planning.planner import make_request
-from outsize.planning.prediction import computing, token_s
+from outsize.planning.prediction import token_s as whole_token_s
 from outsize.planning.problem import make_problem
 from outsize.planning.search import fastest, smallest
+
+
+def token_s(problem, homes, slots):
+    """Seconds of a token where the room that is left holds single tensors."""
+    return whole_token_s(without(problem, keep_tensors(problem, homes, slots)), homes, slots)
 
 
 def instance(seed, blocks):

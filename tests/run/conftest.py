@@ -22,5 +22,6 @@ def calm() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of a few KB are streamed in parts, as those of a few hundred MB are."""
+    """Blocks of a few KB are streamed in parts, and single tensors of them kept, as those of a few hundred MB are."""
     monkeypatch.setattr("outsize.facts.architecture.parts.LEAST_BYTES", 0)
+    monkeypatch.setattr("outsize.planning.keeping.LEAST_BYTES", 1)

@@ -42,6 +42,22 @@ def same(ours: Any, theirs: Any, **options: Any) -> None:
     assert torch.equal(ours.generate(PROMPT, max_new_tokens=8, **options), want)
 
 
+def test_single_tensors_of_streamed_blocks_stay(folder: Path, theirs: Any) -> None:
+    whole = outsize.plan(str(folder), weights="native", context=64, no_gpu=True)
+    block = min(item.bytes for item in whole.items if "layers" in item.module)
+    limit = whole.usage["ram"].weights_bytes - 3 * block // 2
+    with outsize.load(folder, no_gpu=True, weight_limits={"ram": limit}, context=64) as model:
+        kept = sum(item.kept_bytes for item in model.outsize.plan.items)
+        assert 0 < kept < block
+        same(model, theirs, do_sample=False)
+        before = model.outsize.stats
+        same(model, theirs, do_sample=False)
+        after = model.outsize.stats
+    sweeps = after.sweeps - before.sweeps
+    slack = 4096 * 2 * 20 * (sweeps + 1)  # reads start and end on pages; the ring is a block ahead
+    assert after.bytes_read - before.bytes_read <= (2 * block - kept) * (sweeps + 1) + slack
+
+
 def test_sampling_with_a_seed(ours: Any, theirs: Any) -> None:
     same(ours, theirs, do_sample=True, temperature=1.5, top_p=0.9)
 

@@ -86,6 +86,11 @@ class Space:
         return True
 
 
+def computing(home: str) -> str:
+    """The device that computes what rests there: a GPU its own, the CPU what is in RAM or streamed from disk."""
+    return home if home.startswith("gpu") else "ram"
+
+
 def passes(unit: Unit, home: str) -> bool:
     """Whether the unit passes the ring, once at least: on its way to a GPU, or to be made anew in RAM."""
     return home.startswith("gpu") or (home == "ram" and unit.made_anew)

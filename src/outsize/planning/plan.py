@@ -35,7 +35,8 @@ class Item:
     """Where one module rests and where it computes.
 
     ``home``: gpu0..., ram or disk. ``compute``: gpu0..., or ram for the CPU. ``streamed``: read again in every sweep.
-    ``rows``: an embedding that is looked up on disk row by row, never read whole.
+    ``rows``: an embedding that is looked up on disk row by row, never read whole. ``kept``: names and bytes of
+    tensors of a streamed module that stay in RAM all the same; ``bytes`` counts them too.
     """
 
     module: str
@@ -45,6 +46,12 @@ class Item:
     reason: str
     streamed: bool = False
     rows: bool = False
+    kept: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the tensors that stay."""
+        return sum(size for _, size in self.kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from outsize.errors import UsageError
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.planning import footprint
-from outsize.planning.placement import passes
+from outsize.planning.keeping import keep_tensors, without
+from outsize.planning.placement import computing, passes
 from outsize.planning.plan import WEIGHTS, Item, Plan, Prediction, Request, Usage, Weights
-from outsize.planning.prediction import bottleneck, computing, decode_order, first_token_s, streamed, token_s
+from outsize.planning.prediction import bottleneck, decode_order, first_token_s, token_s
 from outsize.planning.problem import Load, Problem, make_problem, module_loads
 from outsize.planning.reasons import reason
 from outsize.planning.remedies import remedies
@@ -89,10 +90,12 @@ def choose(plans: Sequence[Plan]) -> int:
 
 def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
     """The Plan of a placement: items with reasons, bytes per tier, predictions, and what is lacking."""
-    ring = [u.slot_bytes for u in problem.units if streamed(problem, homes, u.index) or passes(u, homes[u.index])]
+    ring = [u.slot_bytes for u in problem.units if problem.is_streamed(homes, u.index) or passes(u, homes[u.index])]
     slots = slots if ring else 0
     slot_bytes = max(ring, default=0)
-    usage = _usage(problem, homes, slots * slot_bytes)
+    kept = keep_tensors(problem, homes, slots)
+    decode = without(problem, kept)
+    usage = _usage(problem, homes, slots * slot_bytes, kept.total_bytes)
     lacking = max(
         usage["ram"].total_bytes - usage["ram"].capacity_bytes,
         sum(problem.rest_bytes) - usage["disk"].capacity_bytes,  # all files lie there, resident or not
@@ -103,18 +106,19 @@ def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
             bytes=problem.rest_bytes[i] if homes[i] == "disk" else problem.units[i].resident_bytes,
             home=homes[i],
             compute=computing(homes[i]),
-            reason=reason(problem.machine, module, problem.units[i], homes[i]),
-            streamed=streamed(problem, homes, i),
+            reason=reason(problem.machine, module, problem.units[i], homes[i], kept.bytes_of(i)),
+            streamed=problem.is_streamed(homes, i),
             rows=problem.units[i].rows and homes[i] == "disk",
+            kept=kept.tensors.get(i, ()),
         )
         for i, module in enumerate(problem.spec.modules)
     )
     order = decode_order(problem)
     prediction = Prediction(
         first_token_s=first_token_s(problem, homes, slots),
-        token_s=token_s(problem, homes, slots),
-        bottleneck=bottleneck(problem, homes),
-        disk_bytes_per_token=sum(problem.rest_bytes[i] for i in order if streamed(problem, homes, i)),
+        token_s=token_s(decode, homes, slots),
+        bottleneck=bottleneck(decode, homes),
+        disk_bytes_per_token=sum(decode.rest_bytes[i] for i in order if decode.is_streamed(homes, i)),
     )
     return Plan(
         weights=problem.weights,
@@ -129,7 +133,7 @@ def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
     )
 
 
-def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int) -> dict[str, Usage]:
+def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int, kept_bytes: int) -> dict[str, Usage]:
     """Bytes per tier. The disk's capacity is all of it, free or not: the files may be there already."""
     machine, request = problem.machine, problem.request
     usage = {}
@@ -143,13 +147,13 @@ def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int) -> dict[str,
             capacity_bytes=footprint.gpu_capacity_bytes(machine, index, request),
         )
     usage["ram"] = Usage(
-        weights_bytes=sum(u.resident_bytes for u in problem.units if homes[u.index] == "ram"),
+        weights_bytes=kept_bytes + sum(u.resident_bytes for u in problem.units if homes[u.index] == "ram"),
         kv_bytes=sum(u.kv_bytes for u in problem.units if computing(homes[u.index]) == "ram"),
         workspace_bytes=problem.workspace,
         ring_bytes=ring_bytes,
         overhead_bytes=problem.overhead,
         capacity_bytes=footprint.ram_capacity_bytes(machine, request),
     )
-    on_disk = sum(size for size, home in zip(problem.rest_bytes, homes, strict=True) if home == "disk")
+    on_disk = sum(size for size, home in zip(problem.rest_bytes, homes, strict=True) if home == "disk") - kept_bytes
     usage["disk"] = Usage(weights_bytes=on_disk, capacity_bytes=machine.disk.capacity_bytes)
     return usage

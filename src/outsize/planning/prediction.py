@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outsize.planning import cost
+from outsize.planning.keeping import keep_tensors, without
+from outsize.planning.placement import computing
 from outsize.planning.problem import Problem
 from outsize.planning.timeline import Step, first_sweep_s, steady_sweep_s
 
@@ -18,13 +20,9 @@ def judge(problem: Problem, homes: Sequence[str], slots: int) -> float:
     A token's, a thousandth of the first token's, and a twentieth of the reading, even where computing hides it: what
     can rest shall not keep the drive busy.
     """
-    reading = sum(step.read_s for step in decode_steps(problem, homes))
-    return token_s(problem, homes, slots) + first_token_s(problem, homes, slots) / TOKENS_PER_FIRST + reading / 20
-
-
-def computing(home: str) -> str:
-    """The device that computes what rests there: a GPU its own, the CPU what is in RAM or streamed from disk."""
-    return home if home.startswith("gpu") else "ram"
+    decode = without(problem, keep_tensors(problem, homes, slots))
+    reading = sum(step.read_s for step in decode_steps(decode, homes))
+    return token_s(decode, homes, slots) + first_token_s(problem, homes, slots) / TOKENS_PER_FIRST + reading / 20
 
 
 def decode_order(problem: Problem) -> list[int]:
@@ -33,17 +31,12 @@ def decode_order(problem: Problem) -> list[int]:
     return [u.index for u in sorted(used, key=lambda u: u.kind == "head")]
 
 
-def streamed(problem: Problem, homes: Sequence[str], index: int) -> bool:
-    """Whether the module is read again in every sweep it takes part in."""
-    return homes[index] == "disk" and not problem.units[index].rows
-
-
 def decode_turns(problem: Problem, homes: Sequence[str]) -> list[Step]:
     """The turns of a decode sweep, one per module: streamed ones are read, all are computed where they rest."""
     disk = problem.machine.disk
     turns = []
     for i in decode_order(problem):
-        ring = streamed(problem, homes, i)
+        ring = problem.is_streamed(homes, i)
         compute = problem.decode_s[computing(homes[i])][i]
         if ring:
             compute += problem.convert_s[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from outsize.facts.machine import Machine
@@ -24,6 +25,7 @@ class Load:
     parts: int  # that it is streamed in
     slack_bytes: int
     converted_bytes: int
+    tensor_bytes: tuple[int, ...]  # of each tensor, in the files
     work: cost.Work
 
 
@@ -45,6 +47,7 @@ def module_loads(spec: ModelSpec, weights: Weights) -> tuple[Load, ...]:
                 parts=len(module.parts),
                 slack_bytes=footprint.slack_bytes(module, weights),
                 converted_bytes=footprint.converted_bytes(module, weights),
+                tensor_bytes=tuple(footprint.tensor_rest_bytes(module, t, weights) for t in module.tensors),
                 work=cost.module_work(spec, module, weights),
             )
         loads.append(known[alike])
@@ -64,11 +67,16 @@ class Problem:
     gpus: tuple[Tier, ...]
     rest_bytes: tuple[int, ...]  # per module, in the files
     parts: tuple[int, ...]  # per module, that it is streamed in
+    tensors: tuple[tuple[tuple[str, int], ...], ...]  # per module, names and bytes in the files
     decode_s: dict[str, tuple[float, ...]]  # per computing device, per module: one token of each sequence
     prefill_s: dict[str, tuple[float, ...]]  # per computing device, per module: the prompts
     convert_s: tuple[float, ...]  # per module, if streamed
     workspace: int
     overhead: int  # of the process, the slack of direct reads included
+
+    def is_streamed(self, homes: Sequence[str], index: int) -> bool:
+        """Whether the module is read again in every sweep it takes part in."""
+        return homes[index] == "disk" and not self.units[index].rows
 
 
 def make_problem(
@@ -111,6 +119,10 @@ def make_problem(
         gpus=gpus,
         rest_bytes=tuple(load.rest_bytes for load in loads),
         parts=tuple(load.parts for load in loads),
+        tensors=tuple(
+            tuple((t.name, size) for t, size in zip(module.tensors, load.tensor_bytes, strict=True))
+            for module, load in zip(spec.modules, loads, strict=True)
+        ),
         decode_s=decode,
         prefill_s=prefill,
         convert_s=tuple(cost.convert_s(load.converted_bytes, machine.ram) for load in loads),

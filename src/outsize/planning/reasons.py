@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModuleSpec
-from outsize.facts.sizes import format_rate
+from outsize.facts.sizes import format_rate, format_size
 from outsize.planning.placement import Unit
 
 
-def reason(machine: Machine, module: ModuleSpec, unit: Unit, home: str) -> str:
-    """The reason for one module's home, with the rate at which its bytes are reached there."""
+def reason(machine: Machine, module: ModuleSpec, unit: Unit, home: str, kept_bytes: int = 0) -> str:
+    """The reason for one module's home, with the rate at which its bytes are reached there.
+
+    ``kept_bytes`` of a streamed module stay in RAM.
+    """
     rate = format_rate(machine.device(home).bytes_per_s)
     if unit.kind == "small" and not unit.rows:
         return (
@@ -22,7 +25,8 @@ def reason(machine: Machine, module: ModuleSpec, unit: Unit, home: str) -> str:
     if home == "disk":
         if not unit.every_token:
             return "used for the prompt only: read once, leaves the room to the others"
-        return f"no tier has room left: read at {rate} in every sweep, while others compute"
+        kept = f"; {format_size(kept_bytes)} of it stay in RAM" if kept_bytes else ""
+        return f"no tier has room left: read at {rate} in every sweep, while others compute{kept}"
     tied = f"; tied to {', '.join(module.tied)}" if module.tied else ""
     if home == "ram":
         others = "no GPU has room left" if machine.gpus else "there is room"

@@ -38,9 +38,9 @@ def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
         wider = place(problem.units, problem.ram, problem.gpus, replace(choice, slots=more))
         if wider is None:
             break
-        if wider == homes:  # room that no whole block can use: reading evens out with it
-            slots = more
-        elif (seconds := judge(problem, wider, more)) < 0.99 * score:
+        seconds = judge(problem, wider, more)
+        # The same homes: room that nothing else can use, for reading evens out with it. Others have to be worth it.
+        if seconds <= score * (1.0 if wider == homes else 0.99):
             score, homes, slots = seconds, wider, more
     return homes, slots
 

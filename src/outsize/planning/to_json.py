@@ -9,7 +9,7 @@ from typing import Any
 from outsize.facts.machine import Machine
 from outsize.facts.machine_json import machine_summary
 from outsize.facts.model import ModelSpec
-from outsize.planning.plan import Plan, Request
+from outsize.planning.plan import Item, Plan, Request
 
 SCHEMA = 1
 
@@ -48,8 +48,19 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "shortfall_bytes": plan.shortfall_bytes,
         "remedies": list(plan.remedies),
-        "placement": [asdict(item) for item in plan.items],
+        "placement": [entry for item in plan.items for entry in item_to_json(item)],
         "ring": {"slots": plan.ring_slots, "slot_bytes": plan.ring_slot_bytes},
         "devices": {tier: {**asdict(usage), "total_bytes": usage.total_bytes} for tier, usage in plan.usage.items()},
         "predicted": asdict(plan.predicted),
     }
+
+
+def item_to_json(item: Item) -> list[dict[str, Any]]:
+    """One entry for a module; for a streamed one of which tensors stay in RAM, one more for each of these."""
+    entry = asdict(item)
+    del entry["kept"]
+    entry["bytes"] -= item.kept_bytes
+    why = "fills the room in RAM that no whole block can use"
+    kept = asdict(Item("", 0, "ram", item.compute, why))
+    del kept["kept"]
+    return [entry, *({**kept, "module": name.rpartition(".")[0], "bytes": size} for name, size in item.kept)]

@@ -14,10 +14,10 @@ from outsize.facts.model import ModelSpec
 from outsize.facts.sizes import format_size
 from outsize.facts.surveys import same_bytes
 from outsize.planning.plan import Plan
-from outsize.run.cargo import cargo_of, first_of_last_stack
+from outsize.run.cargo import Load, first_of_last_stack, loads_of
 from outsize.store.direct_files import DirectFiles, Files
 from outsize.store.rows import RowReader
-from outsize.store.stream import Cargo, Stream
+from outsize.store.stream import Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,12 +64,12 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
     if folder.path is None or folder.format == "none":
         raise ModelNotFound(f"{folder.origin}: its weights are not on this machine")
     files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
-    cargo = cargo_of(opening.spec, plan, folder.tensors)
-    passing = [one for several in cargo for one in several]
+    loads = loads_of(opening.spec, plan, folder.tensors)
+    passing = [one.cargo for several in loads for one in several]
     stream = Stream(files, passing, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes)
-    stream.start(first_of_last_stack(opening.spec, cargo))
+    stream.start(first_of_last_stack(opening.spec, loads))
     try:
-        return _build(opening, files, cargo, stream, progress)
+        return _build(opening, files, loads, stream, progress)
     except BaseException:
         stream.close()
         files.close()
@@ -77,7 +77,7 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
 
 
 def _build(
-    opening: Opening, files: Files, cargo: Sequence[tuple[Cargo, ...]], stream: Stream, progress: Progress
+    opening: Opening, files: Files, loads: Sequence[tuple[Load, ...]], stream: Stream, progress: Progress
 ) -> PreTrainedModel:
     """Everything that needs torch, while the first bytes arrive."""
     from outsize.facts import architecture
@@ -91,7 +91,7 @@ def _build(
     skeleton = architecture.rehearse(config, cls, folder.tensors, same_bytes(folder), folder.path)
     skeleton = architecture.in_order(skeleton, opening.spec)
     rows = RowReader(files)
-    stops = [Stop(*each) for each in zip(skeleton.units, opening.spec.modules, plan.items, cargo, strict=True)]
+    stops = [Stop(*each) for each in zip(skeleton.units, opening.spec.modules, plan.items, loads, strict=True)]
     sweep = Sweep(skeleton.model, stops, stream, rows, Devices(opening.machine), progress)
     model: Any = skeleton.model
     model.outsize = Engine(opening.spec, opening.machine, plan, sweep, files)

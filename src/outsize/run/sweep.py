@@ -21,10 +21,11 @@ from outsize.facts.architecture.recording import sources
 from outsize.facts.model import ModuleSpec
 from outsize.planning.plan import Item
 from outsize.run.binding import Binding, bind_rows
+from outsize.run.cargo import Load
 from outsize.run.devices import Devices, Mover, device_of, move_buffers, move_outputs
 from outsize.run.head import lay_out_rows
 from outsize.store.rows import RowReader
-from outsize.store.stream import Cargo, Stay, Stream
+from outsize.store.stream import Stay, Stream
 
 Progress = Callable[[int, int], None]  # bytes that have come to stay, bytes that will
 
@@ -36,7 +37,7 @@ class Stop:
     unit: Unit
     module: ModuleSpec
     item: Item
-    cargo: tuple[Cargo, ...]
+    loads: tuple[Load, ...]
 
 
 @dataclass(slots=True)
@@ -45,19 +46,21 @@ class Part:
 
     binding: Binding
     index: int
+    stay: Stay
 
 
 @dataclass(slots=True)
 class Station:
-    """A unit on the sweep's way: its parts, in the order in which they compute, and its state.
+    """A unit on the sweep's way, and its state.
 
-    A streamed unit has one part in memory at a time. Any other is ``bound`` once, and stays.
+    What stays of it is ``bound`` once. Of its ``streamed`` parts, in the order in which they compute, one is in memory
+    at a time. It has neither if it is looked up on disk.
     """
 
     unit: Unit
-    parts: tuple[Part, ...]
+    stays: tuple[Part, ...]
+    streamed: tuple[Part, ...]
     device: torch.device
-    stay: Stay | None  # None: it is looked up on disk
     bound: bool = False
     entered: int = 0
     now: Part | None = None
@@ -84,7 +87,7 @@ class Sweep:
         self._mover = Mover(home)
         numbers = itertools.count()
         self._stations = [self._station(stop, devices.torch_device(stop.item.compute), numbers) for stop in stops]
-        self._stays = sum(one.layout.nbytes for stop in stops for one in stop.cargo if one.stay != "stream")
+        self._stays = sum(part.binding.layout.nbytes for station in self._stations for part in station.stays)
         self._asked_from: torch.device | None = None
         self._hooks: list[Any] = []
         move_buffers(self.model, home)
@@ -95,12 +98,12 @@ class Sweep:
     def start(self) -> None:
         """Hooks the model, and binds what stays outside the blocks: other code may use that without its module."""
         for station in self._stations:
-            for part in station.parts:
+            for part in (*station.stays, *station.streamed):
                 part.binding.unbind()
             self._hook(station)
         self._hook_models()
         for station in self._stations:
-            if station.stay in ("keep", "once") and station.unit.role != "block":
+            if station.unit.role != "block":
                 self._load(station)
 
     def close(self) -> None:
@@ -123,21 +126,21 @@ class Sweep:
         return self.stream.stats.bytes_read + self._rows.bytes_read
 
     def _station(self, stop: Stop, device: torch.device, numbers: Iterator[int]) -> Station:
-        unit, module, cargo = stop.unit, stop.module, stop.cargo
-        stay = cargo[0].stay if cargo else None
-        tied_lookups = tuple(m for m in unit.modules[1:] if isinstance(m, nn.Embedding))
-        looked_up = unit.modules if stay is None else tied_lookups if stay == "stream" else ()
+        unit = stop.unit
+        streamed = any(load.cargo.stay == "stream" for load in stop.loads)
+        tied_lookups = tuple(m for m in unit.modules[1:] if _is_lookup(m))
+        looked_up = unit.modules if not stop.loads else tied_lookups if streamed else ()
         if looked_up:
             bind_rows(unit, looked_up, self._read_rows)
         by_name = {weight.name: weight for weight in unit.weights}
-        divided = module.parts if len(cargo) > 1 else (module.tensors,)
         parts = []
-        for one, tensors in zip(cargo, divided, strict=False):
-            binding = Binding([by_name[tensor.name] for tensor in tensors], device, skip=looked_up)
-            if one.layout != binding.layout:
+        for load in stop.loads:
+            binding = Binding([by_name[tensor.name] for tensor in load.tensors], device, skip=looked_up)
+            if load.cargo.layout != binding.layout:
                 raise DamagedModel(f"the bytes of {unit.name} are not where the spec has them", remedy="load it again")
-            parts.append(Part(binding, next(numbers)))
-        return Station(unit, tuple(parts), device, stay)
+            parts.append(Part(binding, next(numbers), load.cargo.stay))
+        stays = tuple(part for part in parts if part.stay != "stream")
+        return Station(unit, stays, tuple(part for part in parts if part.stay == "stream"), device)
 
     def _hook(self, station: Station) -> None:
         """Enters a unit before each of its modules computes and leaves it afterwards, whatever happens in between."""
@@ -151,7 +154,7 @@ class Sweep:
             # The head's weight may be an embedding's too: what is looked up goes to the blocks all the same.
             return self._mover.home(output) if station.unit.role == "embedding" or _is_lookup(module) else None
 
-        lookups = () if station.stay != "stream" else tuple(m for m in station.unit.modules[1:] if _is_lookup(m))
+        lookups = tuple(m for m in station.unit.modules[1:] if _is_lookup(m)) if station.streamed else ()
         for module in station.unit.modules:
             if module in lookups:
                 continue
@@ -159,8 +162,8 @@ class Sweep:
             self._hooks.append(module.register_forward_hook(after, always_call=True))
         if station.unit.role == "head":
             self._hooks.append(station.unit.modules[0].register_forward_pre_hook(lay_out_rows))
-        if station.stay == "stream" and len(station.parts) > 1:
-            for part in station.parts:
+        if len(station.streamed) > 1:
+            for part in station.streamed:
                 self._hook_part(station, part)
 
     def _hook_part(self, station: Station, part: Part) -> None:
@@ -192,12 +195,11 @@ class Sweep:
 
     def _enter(self, station: Station) -> None:
         station.entered += 1
-        if station.entered > 1 or station.bound or not station.parts:
+        if station.entered > 1:
             return
-        if station.stay != "stream":
-            self._load(station)
-        elif len(station.parts) == 1:
-            self._turn_to(station, station.parts[0])
+        self._load(station)
+        if len(station.streamed) == 1:
+            self._turn_to(station, station.streamed[0])
 
     def _leave(self, station: Station) -> None:
         station.entered = max(station.entered - 1, 0)
@@ -205,10 +207,12 @@ class Sweep:
             self._turn_to(station, None)
 
     def _load(self, station: Station) -> None:
-        """Binds a unit that stays, as its bytes arrive."""
-        for part in station.parts:
+        """Binds what stays of a unit, once, as its bytes arrive."""
+        if station.bound or not station.stays:
+            return
+        for part in station.stays:
             memory = self.stream.acquire(part.index)
-            part.binding.bind(memory, own=station.stay == "once")
+            part.binding.bind(memory, own=part.stay == "once")
             self.stream.release(part.index)
         station.bound = True
         self._progress(self.stream.loaded, self._stays)
