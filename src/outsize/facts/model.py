@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from outsize.facts.dtypes import dtype_bytes
+from outsize.facts.packing import Packing
 
 Role = Literal["embedding", "block", "head", "other"]
 
@@ -30,7 +31,8 @@ class TensorSpec:
     """One parameter or persistent buffer of the transformers model, tied ones once.
 
     A streamed block need not be in memory as a whole: ``part`` counts its parts in the order in which they compute,
-    each done with before the next begins.
+    each done with before the next begins. ``packing``: how the checkpoint has it quantised, if it has; ``stored`` and
+    ``runtime`` are the scales' data types then, and ``shape`` that of the weight itself, [out, in].
     """
 
     name: str  # as in model.named_parameters(): "model.decoder.layers.0.fc1.weight"
@@ -39,6 +41,7 @@ class TensorSpec:
     runtime: str  # data type that the forward pass works on
     matmul: bool  # the weight of a Linear layer (what int8 and int4 quantise)
     part: int = 0
+    packing: Packing | None = None
 
     @property
     def elements(self) -> int:
@@ -47,12 +50,16 @@ class TensorSpec:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes in the checkpoint: elements x bytes of the stored type."""
+        """Bytes in the checkpoint: elements x bytes of the stored type; packed: integers, scales and a shape."""
+        if self.packing is not None:
+            return self.packing.nbytes(self.shape) + self.packing.file_bytes
         return self.elements * dtype_bytes(self.stored)
 
     @property
     def runtime_bytes(self) -> int:
-        """Bytes in memory: elements x bytes of the type the forward pass works on."""
+        """Bytes in memory: elements x bytes of the type the forward pass works on; packed: integers and scales."""
+        if self.packing is not None:
+            return self.packing.nbytes(self.shape, self.runtime)
         return self.elements * dtype_bytes(self.runtime)
 
 
@@ -158,6 +165,11 @@ class ModelSpec:
     def weight_bytes(self) -> int:
         """Bytes of the native checkpoint's weights, tied weights once."""
         return sum(m.stored_bytes for m in self.modules)
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """The formats that the checkpoint's own quantised weights are in: int8, int4, both; none for a native one."""
+        return frozenset(t.packing.format for m in self.modules for t in m.tensors if t.packing is not None)
 
     @property
     def blocks(self) -> tuple[ModuleSpec, ...]:

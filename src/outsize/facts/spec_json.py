@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 from outsize.errors import OutsizeError
 from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, Origin, TensorSpec, WorkspaceSpec
+from outsize.facts.packing import Packing
 
-SCHEMA = 3  # 2: origins; 3: parts
+SCHEMA = 4  # 2: origins; 3: parts; 4: packings
 ABSOLUTE = "="  # marks a tensor whose name does not start with its module's (a weight tied across modules)
 
 
@@ -68,7 +70,8 @@ def _entry(module: ModuleSpec) -> dict[str, Any]:
     tensors = []
     for tensor in module.tensors:
         short = tensor.name.removeprefix(prefix) if tensor.name.startswith(prefix) else ABSOLUTE + tensor.name
-        tensors.append([short, list(tensor.shape), tensor.stored, tensor.runtime, tensor.matmul, tensor.part])
+        packing = [] if tensor.packing is None else [astuple(tensor.packing)]  # none for most
+        tensors.append([short, list(tensor.shape), tensor.stored, tensor.runtime, tensor.matmul, tensor.part, *packing])
     cache = module.cache
     return {
         "names": [module.name],
@@ -89,7 +92,8 @@ def _module(entry: Mapping[str, Any], name: str) -> ModuleSpec:
             runtime,
             matmul,
             part,
+            *(Packing(*fields) for fields in packing),
         )
-        for short, shape, stored, runtime, matmul, part in entry["tensors"]
+        for short, shape, stored, runtime, matmul, part, *packing in entry["tensors"]
     )
     return ModuleSpec(name, entry["role"], entry["stack"], tensors, CacheSpec(*entry["cache"]), tuple(entry["tied"]))

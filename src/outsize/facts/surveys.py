@@ -31,10 +31,7 @@ def folder_spec(folder: ModelFolder, auto_class: str | None = None) -> ModelSpec
         pass  # not surveyed yet, or by another version
     from outsize.facts import architecture
 
-    config = architecture.read_config(folder.config)
-    cls = architecture.model_class(config, auto_class)
-    tensors = folder.tensors or architecture.config_tensors(config, cls)
-    spec = architecture.survey(architecture.rehearse(config, cls, tensors, same_bytes(folder)), folder.origin)
+    spec = architecture.survey(architecture.skeleton_of(folder, same_bytes(folder), auto_class), folder.origin)
     _keep(kept, spec_to_json(spec))
     return spec
 

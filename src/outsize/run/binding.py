@@ -10,6 +10,7 @@ from torch import nn
 from outsize.facts.architecture import Slot, Unit, Weight
 from outsize.facts.architecture.recording import replay, sources
 from outsize.facts.model import StoredTensor
+from outsize.kernels.packed import PackedWeight
 from outsize.run.placeholders import AbsentTensor, RowsOnDisk
 from outsize.store.layout import Layout, lay_out
 from outsize.store.memory import Memory
@@ -43,7 +44,7 @@ class Binding:
         ``own``: in memory of their own, on the device, so that the buffer may be reused afterwards.
         """
         for weight in self.weights:
-            tensor = replay(weight.expression, self._fetch(memory))
+            tensor = replay(weight.expression, self._fetch(memory), PackedWeight)
             if own:
                 tensor = tensor.to(self.device, copy=True)  # done when it returns
             self._put(weight, tensor)

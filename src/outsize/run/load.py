@@ -59,7 +59,7 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
     """
     check_fits(opening.spec, opening.plan)
     folder, plan = opening.folder, opening.plan
-    if plan.weights != "native":
+    if plan.weights != "native" and not opening.spec.formats:
         raise UnsupportedModel(f"{plan.weights} weights cannot be run yet", remedy="weights='native'")
     if folder.path is None or folder.format == "none":
         raise ModelNotFound(f"{folder.origin}: its weights are not on this machine")
@@ -86,9 +86,7 @@ def _build(
     from outsize.run.sweep import Stop, Sweep
 
     folder, plan = opening.folder, opening.plan
-    config = architecture.read_config(folder.config)
-    cls = architecture.model_class(config, opening.auto_class)
-    skeleton = architecture.rehearse(config, cls, folder.tensors, same_bytes(folder), folder.path)
+    skeleton = architecture.skeleton_of(folder, same_bytes(folder), opening.auto_class)
     skeleton = architecture.in_order(skeleton, opening.spec)
     rows = RowReader(files)
     stops = [Stop(*each) for each in zip(skeleton.units, opening.spec.modules, plan.items, loads, strict=True)]
@@ -97,7 +95,7 @@ def _build(
     model.outsize = Engine(opening.spec, opening.machine, plan, sweep, files)
     for end in (files.close, rows.close, stream.close):  # in reverse, for a model that is dropped instead of closed
         weakref.finalize(model, end)
-    model.__class__ = closing(cls)
+    model.__class__ = closing(type(model))
     sweep.start()
     return model
 

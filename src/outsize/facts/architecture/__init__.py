@@ -22,12 +22,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from outsize.errors import DamagedModel, UnsupportedModel, UsageError
+from outsize.errors import DamagedModel, ModelNotFound, UnsupportedModel, UsageError
 from outsize.facts.architecture.measure import Measured, measure
+from outsize.facts.architecture.packed import settle
 from outsize.facts.architecture.parts import divide
 from outsize.facts.architecture.recording import Expression, RecordingTensor, copies, sources
 from outsize.facts.dtypes import BYTES
+from outsize.facts.folder import ModelFolder
 from outsize.facts.model import ModelSpec, ModuleSpec, Origin, Role, StoredTensor, TensorSpec
+from outsize.facts.packed_tensors import PackedTensor, merge, shapes_in
+from outsize.facts.packing import Packing
+from outsize.facts.quantisation import Quantisation, read_quantisation
 
 Same = Callable[[StoredTensor, StoredTensor], bool]
 
@@ -51,6 +56,7 @@ class Weight:
     expression: Expression
     slots: tuple[Slot, ...]
     matmul: bool
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,9 @@ class Skeleton:
 def read_config(config: Mapping[str, Any]) -> Any:
     """A transformers configuration from the contents of a config.json.
 
+    What it says of quantised weights is left out: they are recorded as if they were not, and packed again afterwards.
     Raises UnsupportedModel for a model type that transformers does not know (code in a model's folder is never run) and
-    for a checkpoint that is quantised already.
+    for a checkpoint that is quantised in a way that outsize cannot run.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
@@ -89,11 +96,10 @@ def read_config(config: Mapping[str, Any]) -> Any:
             f"model type {model_type!r} is not one that transformers {transformers.__version__} knows",
             remedy="a newer transformers; code that lies in a model's folder is never run",
         )
-    if quantised := config.get("quantization_config"):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else "unknown"
-        raise UnsupportedModel(f"checkpoints quantised by {method!r} are not supported", remedy="the native checkpoint")
+    read_quantisation(config)
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
-        return transformers.CONFIG_MAPPING[model_type].from_dict(dict(config))
+        return transformers.CONFIG_MAPPING[model_type].from_dict(plain)
     except Exception as error:  # a configuration may fail in as many ways as it has fields
         raise DamagedModel(f"config.json does not describe a {model_type} model: {error}") from error
 
@@ -140,11 +146,33 @@ def config_tensors(config: Any, cls: type[PreTrainedModel]) -> tuple[StoredTenso
     )
 
 
+def skeleton_of(folder: ModelFolder, same: Same, auto_class: str | None = None) -> Skeleton:
+    """The skeleton of a folder's model, its quantised weights packed. Raises as ``read_config`` and ``rehearse`` do.
+
+    For a configuration alone it is of the checkpoint that the configuration describes.
+    """
+    config = read_config(folder.config)
+    cls = model_class(config, auto_class)
+    quantisation = read_quantisation(folder.config)
+    if quantisation is None:
+        return rehearse(config, cls, folder.tensors or config_tensors(config, cls), same, folder.path)
+    if not folder.tensors:
+        raise ModelNotFound(f"{folder.origin}: has the configuration of a quantised model but no weights")
+    tensors = merge(folder.tensors, quantisation, shapes_in(folder.path))
+    return rehearse(config, cls, tensors, same, folder.path, quantisation)
+
+
 def rehearse(
-    config: Any, cls: type[PreTrainedModel], tensors: Sequence[StoredTensor], same: Same, folder: Path | None = None
+    config: Any,
+    cls: type[PreTrainedModel],
+    tensors: Sequence[StoredTensor | PackedTensor],
+    same: Same,
+    folder: Path | None = None,
+    quantisation: Quantisation | None = None,
 ) -> Skeleton:
     """transformers' own load over recording tensors: the model on ``meta``, and each weight's expression.
 
+    ``quantisation`` says how those of ``tensors`` that are packed are packed.
     Raises DamagedModel where the checkpoint lacks a weight, or has one of another shape: a weight is never made up.
     """
     recorded = {stored.name: RecordingTensor.of(stored, same) for stored in tensors if stored.dtype in BYTES}
@@ -162,7 +190,7 @@ def rehearse(
     model.config.name_or_path = str(folder) if folder else ""
     if folder is not None and (folder / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    weights = _take_weights(model)
+    weights = settle(_take_weights(model), model, quantisation)
     return Skeleton(model, tuple(_units(model, weights)))
 
 
@@ -213,7 +241,13 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
     parts = divide(unit, measured.turns)
     tensors = tuple(
         TensorSpec(
-            w.name, w.shape, _stored_dtype(w), name_of(w.dtype), w.matmul and unit.role == "block", parts[w.name]
+            w.name,
+            w.shape,
+            _stored_dtype(w),
+            name_of(w.dtype),
+            w.matmul and unit.role == "block",
+            parts[w.name],
+            w.packing,
         )
         for w in unit.weights
     )
@@ -221,6 +255,8 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
 
 
 def _stored_dtype(weight: Weight) -> str:
+    if weight.packing is not None:
+        return weight.packing.scale
     kinds = {source.dtype for source in sources(weight.expression)}
     if len(kinds) != 1:
         raise UnsupportedModel(f"{weight.name} is made from tensors of several data types: {', '.join(sorted(kinds))}")

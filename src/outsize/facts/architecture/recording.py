@@ -14,6 +14,8 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from outsize.facts.model import StoredTensor
+from outsize.facts.packed_tensors import PackedTensor
+from outsize.facts.packing import Packing
 
 # Operations that give their input back: left out of expressions, so that a plain tensor stays a plain source.
 IDENTITIES = frozenset({"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
@@ -39,13 +41,30 @@ class Call:
     index: int | None = None
 
 
-Expression = Source | Call
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A leaf of several tensors: one quantised weight [out, in]; ``packing`` is settled once its module is known.
+
+    ``dtype``: the scales are brought to this data type, where it is not the one that they are stored in.
+    """
+
+    tensor: PackedTensor
+    packing: Packing | None = None
+    dtype: torch.dtype | None = None
+
+
+Expression = Source | Call | Packed
+# Makes one weight of its integers, scales and zero points, without a copy. The floor above knows how.
+Pack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Packing, tuple[int, ...]], torch.Tensor]
 
 
 def sources(expression: Expression) -> Iterator[StoredTensor]:
     """The stored tensors that an expression reads, in order; one that is read twice comes twice."""
     if isinstance(expression, Source):
         yield expression.tensor
+        return
+    if isinstance(expression, Packed):
+        yield from expression.tensor.tensors
         return
     for leaf in tree_leaves((expression.args, expression.kwargs), is_leaf=_is_expression):
         if _is_expression(leaf):
@@ -56,17 +75,27 @@ def copies(expression: Expression) -> bool:
     """Whether replaying makes new memory (a cast, a concatenation) instead of a view of the sources."""
     if isinstance(expression, Source):
         return False
+    if isinstance(expression, Packed):
+        return expression.dtype is not None
     inner = (leaf for leaf in tree_leaves((expression.args, expression.kwargs), is_leaf=_is_expression))
     return not expression.op.is_view or any(copies(leaf) for leaf in inner if _is_expression(leaf))
 
 
-def replay(expression: Expression, fetch: Callable[[StoredTensor], torch.Tensor]) -> torch.Tensor:
-    """The tensor that an expression stands for, over the sources that ``fetch`` gives."""
+def replay(
+    expression: Expression, fetch: Callable[[StoredTensor], torch.Tensor], pack: Pack | None = None
+) -> torch.Tensor:
+    """The tensor that an expression stands for, over the sources that ``fetch`` gives; ``pack`` makes packed ones."""
     if isinstance(expression, Source):
         return fetch(expression.tensor)
+    if isinstance(expression, Packed):
+        assert pack is not None, "whoever replays a packed weight can make one"
+        assert expression.packing is not None, "the weight is settled"
+        values, scale, *zero_point = (fetch(tensor) for tensor in expression.tensor.tensors)
+        scale = scale if expression.dtype is None else scale.to(expression.dtype)
+        return pack(values, scale, next(iter(zero_point), None), expression.packing, expression.tensor.shape)
 
     def realise(leaf: Any) -> Any:
-        return replay(leaf, fetch) if _is_expression(leaf) else leaf
+        return replay(leaf, fetch, pack) if _is_expression(leaf) else leaf
 
     args, kwargs = tree_map(realise, (expression.args, expression.kwargs), is_leaf=_is_expression)
     result = expression.op(*args, **kwargs)
@@ -98,10 +127,12 @@ class RecordingTensor(torch.Tensor):
         return f"RecordingTensor({self.expression!r})"
 
     @classmethod
-    def of(cls, stored: StoredTensor, same: Callable[[StoredTensor, StoredTensor], bool]) -> RecordingTensor:
-        """A recording tensor for one stored tensor."""
+    def of(
+        cls, stored: StoredTensor | PackedTensor, same: Callable[[StoredTensor, StoredTensor], bool]
+    ) -> RecordingTensor:
+        """A recording tensor for one stored tensor, or for the several of a packed weight, as if it were not packed."""
         shadow = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
-        return cls(shadow, Source(stored), same)
+        return cls(shadow, Packed(stored) if isinstance(stored, PackedTensor) else Source(stored), same)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -129,7 +160,7 @@ class RecordingTensor(torch.Tensor):
 
 
 def _is_expression(leaf: Any) -> bool:
-    return isinstance(leaf, Source | Call)
+    return isinstance(leaf, Source | Call | Packed)
 
 
 def _noted(leaf: Any) -> Any:
