@@ -25,8 +25,10 @@ def checked(spec, here, request, plan):
     assert [item.module for item in plan.items] == [module.name for module in spec.modules]
     for tier, usage in plan.usage.items():
         assert usage.total_bytes <= usage.capacity_bytes, tier
-        kept = sum(item.kept_bytes for item in plan.items)
-        elsewhere = {"ram": kept, "disk": -kept}.get(tier, 0)
+        kept = [one for item in plan.items for one in item.kept]
+        elsewhere = {"ram": sum(one.ram_bytes for one in kept), "disk": -sum(one.file_bytes for one in kept)}.get(
+            tier, 0
+        )
         assert usage.weights_bytes == elsewhere + sum(item.bytes for item in plan.items if item.home == tier)
     ring = plan.ring_slots * plan.ring_slot_bytes
     assert plan.usage["ram"].ring_bytes == ring

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from outsize.facts.bf12 import bf12_bytes
 from outsize.facts.machine import Device
 from outsize.facts.model import ModelSpec, ModuleSpec
-from outsize.planning.footprint import is_quantised, packed_bytes
+from outsize.planning.footprint import is_compactable, is_quantised, packed_bytes
 from outsize.planning.plan import Weights
 
 # Share of the memory rate that a one-row matmul reaches. CPU: torch's F.linear at 14 (bfloat16), 35 (float16) and 21
 # (float32) of 45 GB/s, our own kernels at 44 to 50 for packed weights (4096 x 16384, two threads). GPU: cuBLAS reaches
 # some nine tenths of the HBM rate; packed weights are unpacked on the way, half is assumed.
-CPU_SHARE = {"bfloat16": 0.31, "float16": 0.78, "float32": 0.47, "int8": 0.9, "int4": 0.9}
+COMPACT = "bf12"
+CPU_SHARE = {COMPACT: 0.6, "bfloat16": 0.31, "float16": 0.78, "float32": 0.47, "int8": 0.9, "int4": 0.9}
 GPU_SHARE = {"int8": 0.5, "int4": 0.5}
 CPU_SHARE_OTHERS = 0.31
 GPU_SHARE_OTHERS = 0.9
@@ -31,6 +33,8 @@ BLOCK_OPERATIONS_S = 0.6e-3
 # seen on two cores with warm files, 8 s and more from a cold disk; building alone 0.5 to 0.9 s.
 COLD_START_S = 4.5
 WARM_START_S = 0.5
+# Bringing bfloat16 weights into the 12-bit form on two cores. Assumed.
+ENCODE_BYTES_PER_S = 3e9
 # Sampling and the generation loop, once a token.
 TOKEN_OPERATIONS_S = 2e-3
 # One hop of a token's hidden state from a device to another: a launch, a copy of some KiB, a wait.
@@ -95,8 +99,11 @@ def is_lookup(spec: ModelSpec, module: ModuleSpec) -> bool:
     return module.role == "embedding" and not is_head(spec, module)
 
 
-def module_work(spec: ModelSpec, module: ModuleSpec, weights: Weights) -> Work:
-    """The work of a module: nothing for a look-up; else every weight is read once and multiplied by every token."""
+def module_work(spec: ModelSpec, module: ModuleSpec, weights: Weights, *, compact: bool = False) -> Work:
+    """The work of a module: nothing for a look-up; else every weight is read once and multiplied by every token.
+
+    ``compact``: weights that have a lossless 12-bit form are read in that.
+    """
     if is_lookup(spec, module):
         return Work((), block=False)
     head = is_head(spec, module)
@@ -105,6 +112,8 @@ def module_work(spec: ModelSpec, module: ModuleSpec, weights: Weights) -> Work:
         packed = is_quantised(module, tensor, weights)
         key = weights if packed else tensor.runtime
         size = packed_bytes(tensor, weights) if packed else tensor.runtime_bytes
+        if compact and is_compactable(module, tensor, weights):
+            key, size = COMPACT, bf12_bytes(*tensor.shape)
         read, multiplied = parts.get(key, (0, 0))
         parts[key] = (read + size, multiplied + (tensor.elements if tensor.matmul or head else 0))
     return Work(tuple((key, *pair) for key, pair in parts.items()), block=module.role == "block")
@@ -130,6 +139,11 @@ def compute_s(work: Work, device: Device, tokens: int, kv_read_bytes: int) -> fl
 def convert_s(converted_bytes: int, device: Device) -> float:
     """Seconds to turn streamed bytes into the runtime type, each sweep: read them and write them at the memory rate."""
     return 2 * converted_bytes / device.bytes_per_s
+
+
+def encode_s(nbytes: int) -> float:
+    """Seconds to bring bfloat16 weights into the lossless 12-bit form, once, at the load: ``bytes / 3 GB/s``."""
+    return nbytes / ENCODE_BYTES_PER_S
 
 
 def read_s(nbytes: int, disk: Device) -> float:

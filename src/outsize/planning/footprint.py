@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from outsize.facts.bf12 import bf12_bytes
 from outsize.facts.dtypes import dtype_bytes
 from outsize.facts.machine import Device, Machine
 from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, TensorSpec
@@ -13,6 +14,8 @@ MIB = 1024**2
 PAGE = 4096  # direct reads start and end on these boundaries
 GROUP = 128  # weights that share one scale, along the input dimension
 BITS = {"int8": 8, "int4": 4}
+COMPACT_SHARE = 0.9  # of its bytes: a compact form that saves less is not worth making
+MOST_INPUTS = 65536  # of a row in the compact form
 SHAPE_BYTES = 16  # `weight_shape`: two int64 beside every packed weight
 
 # Python, torch 2.13 and transformers 5.23: 340 to 375 MiB beyond weights, cache, ring and workspace at the peak of
@@ -64,6 +67,29 @@ def resident_bytes(module: ModuleSpec, weights: Weights) -> int:
     return sum(
         packed_bytes(t, weights) if is_quantised(module, t, weights) else t.runtime_bytes for t in module.tensors
     )
+
+
+def is_compactable(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> bool:
+    """Whether RAM may hold the tensor in 12 bits an element: bfloat16 weights of Linear layers inside blocks."""
+    if module.role != "block" or not tensor.matmul or is_quantised(module, tensor, weights):
+        return False
+    if tensor.stored != "bfloat16" or tensor.runtime != "bfloat16" or tensor.shape[-1] > MOST_INPUTS:
+        return False
+    return bf12_bytes(*tensor.shape) < COMPACT_SHARE * tensor.runtime_bytes
+
+
+def forms(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> tuple[int, int, int]:
+    """Bytes of a tensor in the files, in RAM, and in RAM where that is held in the compact form."""
+    rest = tensor_rest_bytes(module, tensor, weights)
+    held = packed_bytes(tensor, weights) if is_quantised(module, tensor, weights) else tensor.runtime_bytes
+    return rest, held, bf12_bytes(*tensor.shape) if is_compactable(module, tensor, weights) else held
+
+
+def compact_bytes(module: ModuleSpec, weights: Weights) -> int | None:
+    """Bytes of a module in RAM with all in the compact form that has one; None where nothing has."""
+    if not any(is_compactable(module, t, weights) for t in module.tensors):
+        return None
+    return sum(forms(module, t, weights)[2] for t in module.tensors)
 
 
 def extent_count(module: ModuleSpec, weights: Weights) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from outsize.planning.placement import computing, passes, spread
+from outsize.planning.plan import KeptTensor
 from outsize.planning.problem import Problem
 
 LEAST_BYTES = 1024**2  # of a tensor that is kept by itself: less is not worth a read and a buffer of its own
@@ -13,23 +14,22 @@ LEAST_BYTES = 1024**2  # of a tensor that is kept by itself: less is not worth a
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What stays of streamed blocks: names and bytes of tensors, by the index of the module."""
+    """What stays of streamed blocks, by the index of the module."""
 
-    tensors: Mapping[int, tuple[tuple[str, int], ...]]
+    tensors: Mapping[int, tuple[KeptTensor, ...]]
 
-    def bytes_of(self, index: int) -> int:
-        """Bytes that stay of the module of that index."""
-        return sum(size for _, size in self.tensors.get(index, ()))
+    def file_bytes(self, index: int) -> int:
+        """Bytes of a module that are not read again."""
+        return sum(one.file_bytes for one in self.tensors.get(index, ()))
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes in RAM."""
-        return sum(self.bytes_of(index) for index in self.tensors)
+    def ram_bytes(self, index: int) -> int:
+        """Bytes that stay of a module."""
+        return sum(one.ram_bytes for one in self.tensors.get(index, ()))
 
 
 def room_left(problem: Problem, homes: Sequence[str], slots: int) -> int:
     """Bytes of RAM that a placement leaves to more weights: free of cache and ring, and within the limit of weights."""
-    held = sum(u.resident_bytes for u in problem.units if homes[u.index] == "ram")
+    held = sum(u.ram_bytes for u in problem.units if homes[u.index] == "ram")
     cache = sum(u.kv_bytes for u in problem.units if computing(homes[u.index]) == "ram")
     ring = [u.slot_bytes for u in problem.units if problem.is_streamed(homes, u.index) or passes(u, homes[u.index])]
     return min(problem.ram.room - held - cache - slots * max(ring, default=0), problem.ram.weight_limit - held)
@@ -46,13 +46,13 @@ def keep_tensors(problem: Problem, homes: Sequence[str], slots: int) -> Kept:
         for u in problem.units
         if u.kind == "block" and u.every_token and not u.made_anew and problem.is_streamed(homes, u.index)
     }
-    kept: dict[int, list[tuple[str, int]]] = {}
+    kept: dict[int, list[KeptTensor]] = {}
     while size := max(
-        (one[1] for rest in movable.values() for one in rest if LEAST_BYTES <= one[1] <= room), default=0
+        (one.ram_bytes for rest in movable.values() for one in rest if LEAST_BYTES <= one.ram_bytes <= room), default=0
     ):
-        holders = [problem.units[i] for i, rest in movable.items() if any(one[1] == size for one in rest)]
+        holders = [problem.units[i] for i, rest in movable.items() if any(one.ram_bytes == size for one in rest)]
         for index in spread(holders, min(len(holders), room // size)):
-            one = next(one for one in movable[index] if one[1] == size)
+            one = next(one for one in movable[index] if one.ram_bytes == size)
             movable[index].remove(one)
             kept.setdefault(index, []).append(one)
             room -= size
@@ -61,5 +61,5 @@ def keep_tensors(problem: Problem, homes: Sequence[str], slots: int) -> Kept:
 
 def without(problem: Problem, kept: Kept) -> Problem:
     """The problem as decode sees it, where what is kept is not read again."""
-    rest = tuple(size - kept.bytes_of(i) for i, size in enumerate(problem.rest_bytes))
+    rest = tuple(size - kept.file_bytes(i) for i, size in enumerate(problem.rest_bytes))
     return replace(problem, rest_bytes=rest)

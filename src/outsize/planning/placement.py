@@ -18,6 +18,7 @@ class Unit:
     ``kind``: ``small`` are norms and the like; anything else that is neither head nor look-up counts as a block.
     ``every_token``: false for what decode does not touch, such as an encoder. ``rows``: may be looked up on disk
     by row. ``made_anew``: in memory it is not as it is in the files, so it passes the ring even where RAM keeps it.
+    ``compact_bytes``: what it takes in RAM in the lossless 12-bit form, if it shall be held in that.
     """
 
     index: int
@@ -28,6 +29,12 @@ class Unit:
     every_token: bool = True
     rows: bool = False
     made_anew: bool = False
+    compact_bytes: int | None = None
+
+    @property
+    def ram_bytes(self) -> int:
+        """What it takes where it rests in RAM."""
+        return self.resident_bytes if self.compact_bytes is None else self.compact_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,7 @@ def computing(home: str) -> str:
 
 def passes(unit: Unit, home: str) -> bool:
     """Whether the unit passes the ring, once at least: on its way to a GPU, or to be made anew in RAM."""
-    return home.startswith("gpu") or (home == "ram" and unit.made_anew)
+    return home.startswith("gpu") or (home == "ram" and (unit.made_anew or unit.compact_bytes is not None))
 
 
 def spread(items: Sequence[Unit], count: int) -> set[int]:
@@ -130,7 +137,7 @@ def place(units: Sequence[Unit], ram: Tier, gpus: Sequence[Tier], choice: Choice
     homes.update({u.index: "disk" if u.index in streamed else "ram" for u in rest})
     for unit in units:
         if unit.kind == "lookup" and unit.rows:
-            keep = not streamed and not unit.made_anew and space.take("ram", unit.resident_bytes)
+            keep = not streamed and not unit.made_anew and space.take("ram", unit.ram_bytes)
             homes[unit.index] = "ram" if keep else "disk"
     follow(units, homes, space)
     return tuple(homes[u.index] for u in units)
@@ -164,7 +171,7 @@ def split(rest: Sequence[Unit], already: Sequence[Unit], space: Space, slots: in
     bounds = Bounds(space.weights["ram"], room, slots, max(largest, space.least_slot))
     always = frozenset(u.index for u in already)
     if fits(rest, set(), bounds):
-        total = sum(u.resident_bytes for u in rest)
+        total = sum(u.ram_bytes for u in rest)
         space.take("ram", total)
         space.room["ram"] = room - total - slots * bounds.largest
         return always
@@ -176,7 +183,7 @@ def split(rest: Sequence[Unit], already: Sequence[Unit], space: Space, slots: in
     if not found:
         return None
     space.room["ram"] = 0  # nothing else is kept beside a ring
-    return always | min(found, key=lambda out: sum(u.resident_bytes for u in rest if u.index in out and u.every_token))
+    return always | min(found, key=lambda out: sum(u.ram_bytes for u in rest if u.index in out and u.every_token))
 
 
 def thin(rest: Sequence[Unit], movable: Sequence[Unit], bounds: Bounds) -> set[int] | None:
@@ -185,8 +192,8 @@ def thin(rest: Sequence[Unit], movable: Sequence[Unit], bounds: Bounds) -> set[i
         return None  # and fewer take more room, unless smaller ones alone do, which is tried too
     idle = [u for u in movable if not u.every_token]
     busy = [u for u in movable if u.every_token]
-    total = sum(u.resident_bytes for u in rest)
-    unit_bytes = max(1, *(u.resident_bytes for u in movable))
+    total = sum(u.ram_bytes for u in rest)
+    unit_bytes = max(1, *(u.ram_bytes for u in movable))
     least = max(1, -(-(total - min(bounds.weights, bounds.room)) // unit_bytes))  # fewer cannot be enough
     for count in range(least, len(movable) + 1):
         out = spread(idle, min(count, len(idle))) if idle else set()
@@ -199,21 +206,21 @@ def thin(rest: Sequence[Unit], movable: Sequence[Unit], bounds: Bounds) -> set[i
 
 def fits(rest: Sequence[Unit], out: set[int], bounds: Bounds) -> bool:
     """Whether all but ``out`` rests within the bounds, beside a ring that takes the largest streamed unit."""
-    held = sum(u.resident_bytes for u in rest if u.index not in out)
+    held = sum(u.ram_bytes for u in rest if u.index not in out)
     slot = max((u.slot_bytes for u in rest if u.index in out), default=0)
     return held <= bounds.weights and held + bounds.slots * max(slot, bounds.largest) <= bounds.room
 
 
 def refill(rest: Sequence[Unit], movable: Sequence[Unit], out: set[int], bounds: Bounds) -> set[int]:
     """Where units differ in size: keep what still fits, and exchange streamed ones for smaller ones while that fits."""
-    if len({(u.resident_bytes, u.slot_bytes) for u in rest}) == 1:
+    if len({(u.ram_bytes, u.slot_bytes) for u in rest}) == 1:
         return out
     out = set(out)
-    for unit in sorted(movable, key=lambda u: (not u.every_token, -u.resident_bytes)):
+    for unit in sorted(movable, key=lambda u: (not u.every_token, -u.ram_bytes)):
         if unit.index in out and fits(rest, out - {unit.index}, bounds):
             out.remove(unit.index)
     for unit, other in product(movable, movable):
-        if unit.index in out and other.index not in out and other.resident_bytes < unit.resident_bytes:
+        if unit.index in out and other.index not in out and other.ram_bytes < unit.ram_bytes:
             swapped = out - {unit.index} | {other.index}
             if unit.every_token >= other.every_token and fits(rest, swapped, bounds):
                 out = swapped

@@ -18,7 +18,8 @@ class Request:
     ``prompt``: tokens of the prompt that the first token waits for. ``ram_budget``: most bytes of resident memory of
     the whole process, None for what the machine has free. ``weight_limits``: most bytes of weights at rest, per tier.
     ``gpu_budgets``: most bytes of each GPU, in order; () for what each has free. ``warm``: the process has imported
-    torch and transformers already, so the first token need not wait for that.
+    torch and transformers already, so the first token need not wait for that. ``compact``: bfloat16 weights may be held
+    in RAM in 12 bits, without loss, where that is faster; the compiled kernels can do it.
     """
 
     context: int = 2048
@@ -28,6 +29,16 @@ class Request:
     gpu_budgets: tuple[int, ...] = ()
     weight_limits: tuple[tuple[str, int], ...] = ()
     warm: bool = False
+    compact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTensor:
+    """A tensor of a streamed module that stays in RAM: its bytes there, and in the files."""
+
+    name: str
+    file_bytes: int
+    ram_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +46,9 @@ class Item:
     """Where one module rests and where it computes.
 
     ``home``: gpu0..., ram or disk. ``compute``: gpu0..., or ram for the CPU. ``streamed``: read again in every sweep.
-    ``rows``: an embedding that is looked up on disk row by row, never read whole. ``kept``: names and bytes of
-    tensors of a streamed module that stay in RAM all the same; ``bytes`` counts them too.
+    ``rows``: an embedding that is looked up on disk row by row, never read whole. ``kept``: tensors of a
+    streamed module that stay in RAM all the same; ``bytes`` counts them too. ``compact``: what of it stays in RAM is
+    held there in 12 bits for 16, without loss.
     """
 
     module: str
@@ -46,12 +58,8 @@ class Item:
     reason: str
     streamed: bool = False
     rows: bool = False
-    kept: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of the tensors that stay."""
-        return sum(size for _, size in self.kept)
+    kept: tuple[KeptTensor, ...] = ()
+    compact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from outsize.errors import UsageError
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.planning import footprint
-from outsize.planning.keeping import keep_tensors, without
+from outsize.planning.keeping import Kept, keep_tensors, without
 from outsize.planning.placement import computing, passes
 from outsize.planning.plan import WEIGHTS, Item, Plan, Prediction, Request, Usage, Weights
-from outsize.planning.prediction import bottleneck, decode_order, first_token_s, token_s
+from outsize.planning.prediction import bottleneck, decode_order, first_token_s, judge, token_s
 from outsize.planning.problem import Load, Problem, make_problem, module_loads
 from outsize.planning.reasons import reason
 from outsize.planning.remedies import remedies
@@ -22,6 +22,8 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_PROMPT = 512
 # How much slower than the fastest that fits a format may be and still be chosen, because it changes the model less.
 QUALITY_IS_WORTH = 1.5
+# How much faster the compact form of weights must make a token before loading takes the trouble to make it.
+COMPACT_IS_WORTH = 0.95
 
 
 def make_request(
@@ -64,7 +66,7 @@ def plan_all(
     plans = []
     for weights in formats:
         problem = make_problem(spec, machine, request, weights, loads[weights])
-        plan = _finish(problem, *(fastest(problem) or smallest(problem)))
+        plan = _finish(*_best(spec, problem, loads[weights]))
         plans.append(plan if plan.fits else replace(plan, remedies=remedies(spec, machine, plan, would_fit)))
     return tuple(plans)
 
@@ -88,6 +90,27 @@ def choose(plans: Sequence[Plan]) -> int:
     return min(near, key=lambda i: WEIGHTS.index(plans[i].weights))
 
 
+def _best(spec: ModelSpec, problem: Problem, loads: tuple[Load, ...]) -> tuple[Problem, tuple[str, ...], int]:
+    """The fastest placement, with weights in RAM as they are in the files or in the compact form, and its problem."""
+    found = fastest(problem)
+    if found is None:
+        return problem, *smallest(problem)
+    if not problem.request.compact or all(load.compact_bytes is None for load in loads):
+        return problem, *found
+    compact = make_problem(spec, problem.machine, problem.request, problem.weights, loads, compact=True)
+    other = fastest(compact)
+    if other is None or judge(compact, *other) > COMPACT_IS_WORTH * judge(problem, *found):
+        return problem, *found
+    return compact, *other
+
+
+def _bytes_at_home(problem: Problem, home: str, index: int) -> int:
+    if home == "disk":
+        return problem.rest_bytes[index]
+    unit = problem.units[index]
+    return unit.ram_bytes if home == "ram" else unit.resident_bytes
+
+
 def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
     """The Plan of a placement: items with reasons, bytes per tier, predictions, and what is lacking."""
     ring = [u.slot_bytes for u in problem.units if problem.is_streamed(homes, u.index) or passes(u, homes[u.index])]
@@ -95,7 +118,7 @@ def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
     slot_bytes = max(ring, default=0)
     kept = keep_tensors(problem, homes, slots)
     decode = without(problem, kept)
-    usage = _usage(problem, homes, slots * slot_bytes, kept.total_bytes)
+    usage = _usage(problem, homes, slots * slot_bytes, kept)
     lacking = max(
         usage["ram"].total_bytes - usage["ram"].capacity_bytes,
         sum(problem.rest_bytes) - usage["disk"].capacity_bytes,  # all files lie there, resident or not
@@ -103,13 +126,14 @@ def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
     items = tuple(
         Item(
             module=module.name,
-            bytes=problem.rest_bytes[i] if homes[i] == "disk" else problem.units[i].resident_bytes,
+            bytes=_bytes_at_home(problem, homes[i], i),
             home=homes[i],
             compute=computing(homes[i]),
-            reason=reason(problem.machine, module, problem.units[i], homes[i], kept.bytes_of(i)),
+            reason=reason(problem.machine, module, problem.units[i], homes[i], kept.ram_bytes(i)),
             streamed=problem.is_streamed(homes, i),
             rows=problem.units[i].rows and homes[i] == "disk",
             kept=kept.tensors.get(i, ()),
+            compact=problem.units[i].compact_bytes is not None and homes[i] in ("ram", "disk"),
         )
         for i, module in enumerate(problem.spec.modules)
     )
@@ -133,7 +157,7 @@ def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
     )
 
 
-def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int, kept_bytes: int) -> dict[str, Usage]:
+def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int, kept: Kept) -> dict[str, Usage]:
     """Bytes per tier. The disk's capacity is all of it, free or not: the files may be there already."""
     machine, request = problem.machine, problem.request
     usage = {}
@@ -147,13 +171,14 @@ def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int, kept_bytes: 
             capacity_bytes=footprint.gpu_capacity_bytes(machine, index, request),
         )
     usage["ram"] = Usage(
-        weights_bytes=kept_bytes + sum(u.resident_bytes for u in problem.units if homes[u.index] == "ram"),
+        weights_bytes=sum(kept.ram_bytes(u.index) + u.ram_bytes * (homes[u.index] == "ram") for u in problem.units),
         kv_bytes=sum(u.kv_bytes for u in problem.units if computing(homes[u.index]) == "ram"),
         workspace_bytes=problem.workspace,
         ring_bytes=ring_bytes,
         overhead_bytes=problem.overhead,
         capacity_bytes=footprint.ram_capacity_bytes(machine, request),
     )
-    on_disk = sum(size for size, home in zip(problem.rest_bytes, homes, strict=True) if home == "disk") - kept_bytes
+    on_disk = sum(size for size, home in zip(problem.rest_bytes, homes, strict=True) if home == "disk")
+    on_disk -= sum(kept.file_bytes(u.index) for u in problem.units)
     usage["disk"] = Usage(weights_bytes=on_disk, capacity_bytes=machine.disk.capacity_bytes)
     return usage

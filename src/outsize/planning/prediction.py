@@ -37,7 +37,7 @@ def decode_turns(problem: Problem, homes: Sequence[str]) -> list[Step]:
     turns = []
     for i in decode_order(problem):
         ring = problem.is_streamed(homes, i)
-        compute = problem.decode_s[computing(homes[i])][i]
+        compute = problem.decode_s[homes[i]][i]
         if ring:
             compute += problem.convert_s[i]
         elif homes[i] == "disk":
@@ -74,6 +74,7 @@ def first_token_s(problem: Problem, homes: Sequence[str], slots: int) -> float:
         rows = unit.rows and home == "disk"
         read = 0.0 if rows else cost.load_s(problem.rest_bytes[unit.index], disk, device)
         compute = problem.prefill_s[device.name][unit.index] + problem.convert_s[unit.index]
+        compute += problem.encode_s[unit.index] if home == "ram" else 0.0
         ring = home == "disk" and not rows
         if unit.kind == "head" and problem.spec.modules[unit.index].tied:
             first += _in_parts(Step(read, 0.0, ring), problem.parts[unit.index])
@@ -105,7 +106,7 @@ def bottleneck(problem: Problem, homes: Sequence[str]) -> str:
     if slowest != "ram":
         return f"{slowest} memory"
     held = sum(
-        u.resident_bytes
+        u.ram_bytes if homes[u.index] == "ram" else u.resident_bytes
         for u in problem.units
         if u.kind != "lookup" and u.every_token and computing(homes[u.index]) == "ram"
     )

@@ -9,7 +9,7 @@ from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.planning import cost, footprint
 from outsize.planning.placement import Tier, Unit
-from outsize.planning.plan import Request, Weights
+from outsize.planning.plan import KeptTensor, Request, Weights
 
 SMALL_BYTES = 1024**2  # modules outside the blocks below this follow their neighbours
 SMALL_EMBEDDING_BYTES = 64 * 1024**2  # look-ups below this are kept: a random read a token costs more than they do
@@ -25,8 +25,10 @@ class Load:
     parts: int  # that it is streamed in
     slack_bytes: int
     converted_bytes: int
-    tensor_bytes: tuple[int, ...]  # of each tensor, in the files
+    tensor_bytes: tuple[tuple[int, int, int], ...]  # of each tensor: in the files, in RAM, in RAM in the compact form
+    compact_bytes: int | None  # in RAM in the compact form; None where no tensor has one
     work: cost.Work
+    compact_work: cost.Work
 
 
 def module_loads(spec: ModelSpec, weights: Weights) -> tuple[Load, ...]:
@@ -47,8 +49,10 @@ def module_loads(spec: ModelSpec, weights: Weights) -> tuple[Load, ...]:
                 parts=len(module.parts),
                 slack_bytes=footprint.slack_bytes(module, weights),
                 converted_bytes=footprint.converted_bytes(module, weights),
-                tensor_bytes=tuple(footprint.tensor_rest_bytes(module, t, weights) for t in module.tensors),
+                tensor_bytes=tuple(footprint.forms(module, t, weights) for t in module.tensors),
+                compact_bytes=footprint.compact_bytes(module, weights),
                 work=cost.module_work(spec, module, weights),
+                compact_work=cost.module_work(spec, module, weights, compact=True),
             )
         loads.append(known[alike])
     return tuple(loads)
@@ -67,10 +71,11 @@ class Problem:
     gpus: tuple[Tier, ...]
     rest_bytes: tuple[int, ...]  # per module, in the files
     parts: tuple[int, ...]  # per module, that it is streamed in
-    tensors: tuple[tuple[tuple[str, int], ...], ...]  # per module, names and bytes in the files
-    decode_s: dict[str, tuple[float, ...]]  # per computing device, per module: one token of each sequence
+    tensors: tuple[tuple[KeptTensor, ...], ...]  # per module: what keeping each would take
+    decode_s: dict[str, tuple[float, ...]]  # per home, per module: one token of each sequence
     prefill_s: dict[str, tuple[float, ...]]  # per computing device, per module: the prompts
     convert_s: tuple[float, ...]  # per module, if streamed
+    encode_s: tuple[float, ...]  # per module, if it comes to rest in RAM: into the compact form
     workspace: int
     overhead: int  # of the process, the slack of direct reads included
 
@@ -80,9 +85,18 @@ class Problem:
 
 
 def make_problem(
-    spec: ModelSpec, machine: Machine, request: Request, weights: Weights, loads: tuple[Load, ...] | None = None
+    spec: ModelSpec,
+    machine: Machine,
+    request: Request,
+    weights: Weights,
+    loads: tuple[Load, ...] | None = None,
+    *,
+    compact: bool = False,
 ) -> Problem:
-    """Compute once what every candidate needs; ``loads`` are ``module_loads``' of that format, if they are known."""
+    """Compute once what every candidate needs; ``loads`` are ``module_loads``' of that format, if they are known.
+
+    ``compact``: what rests in RAM is held there in the lossless 12-bit form, where it has one.
+    """
     loads = module_loads(spec, weights) if loads is None else loads
     workspace = footprint.workspace_bytes(spec, request)
     overhead = footprint.ram_overhead_bytes(spec, machine, workspace) + sum(load.slack_bytes for load in loads)
@@ -96,7 +110,7 @@ def make_problem(
         for index, gpu in enumerate(machine.gpus)
     )
     idle = _untouched_by_decode(spec)
-    units = tuple(_unit(spec, i, load, request, every=i not in idle) for i, load in enumerate(loads))
+    units = tuple(_unit(spec, i, load, request, every=i not in idle, compact=compact) for i, load in enumerate(loads))
     decode: dict[str, tuple[float, ...]] = {}
     prefill: dict[str, tuple[float, ...]] = {}
     works = [load.work for load in loads]
@@ -109,6 +123,12 @@ def make_problem(
             cost.compute_s(w, device, prompts if _sees_prompt(spec, u) else request.batch, 0)
             for w, u in zip(works, units, strict=True)
         )
+    decode["disk"] = decode["ram"]
+    if compact:
+        decode["ram"] = tuple(
+            cost.compute_s(load.compact_work, machine.ram, request.batch, u.kv_bytes)
+            for load, u in zip(loads, units, strict=True)
+        )
     return Problem(
         spec=spec,
         machine=machine,
@@ -120,18 +140,22 @@ def make_problem(
         rest_bytes=tuple(load.rest_bytes for load in loads),
         parts=tuple(load.parts for load in loads),
         tensors=tuple(
-            tuple((t.name, size) for t, size in zip(module.tensors, load.tensor_bytes, strict=True))
+            tuple(
+                KeptTensor(tensor.name, in_files, compacted if compact else in_ram)
+                for tensor, (in_files, in_ram, compacted) in zip(module.tensors, load.tensor_bytes, strict=True)
+            )
             for module, load in zip(spec.modules, loads, strict=True)
         ),
         decode_s=decode,
         prefill_s=prefill,
         convert_s=tuple(cost.convert_s(load.converted_bytes, machine.ram) for load in loads),
+        encode_s=tuple(cost.encode_s(load.rest_bytes) if compact and load.compact_bytes else 0.0 for load in loads),
         workspace=workspace,
         overhead=overhead,
     )
 
 
-def _unit(spec: ModelSpec, index: int, load: Load, request: Request, *, every: bool) -> Unit:
+def _unit(spec: ModelSpec, index: int, load: Load, request: Request, *, every: bool, compact: bool) -> Unit:
     module, size = spec.modules[index], load.resident_bytes
     lookup = cost.is_lookup(spec, module)
     unit = Unit(
@@ -143,6 +167,7 @@ def _unit(spec: ModelSpec, index: int, load: Load, request: Request, *, every: b
         every_token=every,
         rows=lookup and not module.tied,
         made_anew=load.converted_bytes > 0 or any(spec.origins[t.name].copies for t in module.tensors if spec.origins),
+        compact_bytes=load.compact_bytes if compact else None,
     )
     if cost.is_head(spec, module):
         return replace(unit, kind="head")

@@ -30,5 +30,6 @@ def reason(machine: Machine, module: ModuleSpec, unit: Unit, home: str, kept_byt
     tied = f"; tied to {', '.join(module.tied)}" if module.tied else ""
     if home == "ram":
         others = "no GPU has room left" if machine.gpus else "there is room"
-        return f"{others}: computed by the CPU where it lies, {rate}{tied}"
+        compact = "" if unit.compact_bytes is None else "; in 12 bits for 16, without loss"
+        return f"{others}: computed by the CPU where it lies, {rate}{tied}{compact}"
     return f"resident and computed there: {rate}{tied}"

@@ -59,8 +59,8 @@ def item_to_json(item: Item) -> list[dict[str, Any]]:
     """One entry for a module; for a streamed one of which tensors stay in RAM, one more for each of these."""
     entry = asdict(item)
     del entry["kept"]
-    entry["bytes"] -= item.kept_bytes
+    entry["bytes"] -= sum(one.file_bytes for one in item.kept)
     why = "fills the room in RAM that no whole block can use"
-    kept = asdict(Item("", 0, "ram", item.compute, why))
+    kept = asdict(Item("", 0, "ram", item.compute, why, compact=item.compact))
     del kept["kept"]
-    return [entry, *({**kept, "module": name.rpartition(".")[0], "bytes": size} for name, size in item.kept)]
+    return [entry, *({**kept, "module": one.name.rpartition(".")[0], "bytes": one.ram_bytes} for one in item.kept)]

@@ -9,6 +9,7 @@ from torch import nn
 
 from outsize.facts.architecture import Slot, Unit, Weight
 from outsize.facts.architecture.recording import replay, sources
+from outsize.facts.bf12 import bf12_bytes
 from outsize.facts.model import StoredTensor
 from outsize.kernels.packed import PackedWeight
 from outsize.run.placeholders import AbsentTensor, RowsOnDisk
@@ -38,16 +39,26 @@ class Binding:
         """The modules that own the weights, each once."""
         return tuple({id(s.module): s.module for slots in self._slots.values() for s in slots}.values())
 
-    def bind(self, memory: Memory, *, own: bool) -> None:
+    def bind(self, memory: Memory, *, own: bool, compact: frozenset[str] = frozenset()) -> bool:
         """Puts the weights, as they lie in ``memory``, into their modules.
 
-        ``own``: in memory of their own, on the device, so that the buffer may be reused afterwards.
+        ``own``: in memory of their own, on the device, so that the buffer may be reused afterwards; those named in
+        ``compact`` in the lossless 12-bit form. False, and nothing is bound, where that form has no room for one.
         """
+        made = []
         for weight in self.weights:
-            tensor = replay(weight.expression, self._fetch(memory), PackedWeight)
-            if own:
+            tensor: torch.Tensor | None = replay(weight.expression, self._fetch(memory), PackedWeight)
+            assert tensor is not None
+            if weight.name in compact:
+                tensor = compacted(tensor)
+            elif own:
                 tensor = tensor.to(self.device, copy=True)  # done when it returns
+            if tensor is None:
+                return False
+            made.append((weight, tensor))
+        for weight, tensor in made:
             self._put(weight, tensor)
+        return True
 
     def unbind(self, reason: str = RESTS) -> None:
         """Puts stand-ins in place of the weights, so that nothing can compute with a buffer's next contents."""
@@ -66,6 +77,14 @@ class Binding:
             return tensor_at(memory, self.layout.position(stored), stored)
 
         return fetch
+
+
+def compacted(weight: torch.Tensor) -> torch.Tensor | None:
+    """A bfloat16 weight in the lossless 12-bit form, in memory of its own; None where that has no room for it."""
+    from outsize.kernels.bf12 import encode
+
+    memory = Memory(bf12_bytes(*weight.shape))
+    return encode(weight.contiguous(), into=torch.frombuffer(memory.view, dtype=torch.uint8))
 
 
 def tensor_at(memory: Memory, position: int, stored: StoredTensor) -> torch.Tensor:

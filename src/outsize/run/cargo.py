@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from outsize.errors import DamagedModel
 from outsize.facts.model import ModelSpec, ModuleSpec, StoredTensor, TensorSpec
+from outsize.planning.footprint import forms, is_compactable
 from outsize.planning.plan import Item, Plan
 from outsize.store.layout import lay_out
 from outsize.store.stream import Cargo, Stay
@@ -14,23 +15,31 @@ from outsize.store.stream import Cargo, Stay
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Tensors of a module that are read together, and bound together."""
+    """Tensors of a module that are read together, and bound together.
+
+    ``compact``: names of those that are held in the lossless 12-bit form.
+    """
 
     tensors: tuple[TensorSpec, ...]
     cargo: Cargo
+    compact: frozenset[str] = frozenset()
 
 
 def loads_of(spec: ModelSpec, plan: Plan, tensors: Sequence[StoredTensor]) -> tuple[tuple[Load, ...], ...]:
     """What is read for each module, in the order of spec and plan.
 
     Nothing for an embedding looked up on disk, one load for what is kept as it is read, else one for each part, after
-    one for those tensors of a streamed module that stay. Raises DamagedModel where the spec names a tensor that the
+    those tensors of a streamed module that stay. Raises DamagedModel where the spec names a tensor that the
     checkpoint lacks.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
     return tuple(
         tuple(
-            Load(several, Cargo(module.name, lay_out(_stored(spec, several, by_name)), stay))
+            Load(
+                several,
+                Cargo(module.name, lay_out(_stored(spec, several, by_name)), stay, _rest(plan, module, item, several)),
+                frozenset(t.name for t in several if item.compact and is_compactable(module, t, plan.weights)),
+            )
             for several, stay in _divided(spec, module, item)
         )
         for module, item in zip(spec.modules, plan.items, strict=True)
@@ -53,11 +62,16 @@ def _divided(spec: ModelSpec, module: ModuleSpec, item: Item) -> list[tuple[tupl
     stay = _stay(spec, module, item)
     if stay == "keep":
         return [(module.tensors, stay)]
-    names = {name for name, _ in item.kept}
-    kept = tuple(tensor for tensor in module.tensors if tensor.name in names)
-    passing = (tuple(tensor for tensor in part if tensor.name not in names) for part in module.parts)
-    divided: list[tuple[tuple[TensorSpec, ...], Stay]] = [(kept, "keep"), *((part, stay) for part in passing)]
+    kept = {one.name for one in item.kept}
+    anew: Stay = "once" if item.compact else "keep"
+    divided: list[tuple[tuple[TensorSpec, ...], Stay]] = [((t,), anew) for t in module.tensors if t.name in kept]
+    divided += [(tuple(t for t in part if t.name not in kept), stay) for part in module.parts]
     return [(tensors, stay) for tensors, stay in divided if tensors]
+
+
+def _rest(plan: Plan, module: ModuleSpec, item: Item, tensors: tuple[TensorSpec, ...]) -> int:
+    """Bytes that the tensors take in RAM once they are compact; nothing where they are not made so."""
+    return sum(forms(module, tensor, plan.weights)[2] for tensor in tensors) if item.compact else 0
 
 
 def _stored(spec: ModelSpec, tensors: Sequence[TensorSpec], by_name: dict[str, StoredTensor]) -> list[StoredTensor]:
@@ -71,5 +85,5 @@ def _stored(spec: ModelSpec, tensors: Sequence[TensorSpec], by_name: dict[str, S
 def _stay(spec: ModelSpec, module: ModuleSpec, item: Item) -> Stay:
     if item.streamed:
         return "stream"
-    made_anew = any(spec.origins[tensor.name].copies for tensor in module.tensors)
+    made_anew = item.compact or any(spec.origins[tensor.name].copies for tensor in module.tensors)
     return "keep" if item.home == "ram" and not made_anew else "once"

@@ -47,23 +47,28 @@ class Part:
     binding: Binding
     index: int
     stay: Stay
+    compact: frozenset[str]
 
 
 @dataclass(slots=True)
 class Station:
     """A unit on the sweep's way, and its state.
 
-    What stays of it is ``bound`` once. Of its ``streamed`` parts, in the order in which they compute, one is in memory
-    at a time. It has neither if it is looked up on disk.
+    Those of its parts that stay are ``bound`` once. Of the streamed ones, in the order in which they compute, one is in
+    memory at a time. It has no parts if it is looked up on disk.
     """
 
     unit: Unit
-    stays: tuple[Part, ...]
-    streamed: tuple[Part, ...]
+    parts: tuple[Part, ...]
     device: torch.device
     bound: bool = False
     entered: int = 0
     now: Part | None = None
+
+    @property
+    def streamed(self) -> tuple[Part, ...]:
+        """The parts that are read again in every sweep."""
+        return tuple(part for part in self.parts if part.stay == "stream")
 
 
 class Sweep:
@@ -87,7 +92,9 @@ class Sweep:
         self._mover = Mover(home)
         numbers = itertools.count()
         self._stations = [self._station(stop, devices.torch_device(stop.item.compute), numbers) for stop in stops]
-        self._stays = sum(part.binding.layout.nbytes for station in self._stations for part in station.stays)
+        self._stays = sum(
+            load.cargo.layout.nbytes for stop in stops for load in stop.loads if load.cargo.stay != "stream"
+        )
         self._asked_from: torch.device | None = None
         self._hooks: list[Any] = []
         move_buffers(self.model, home)
@@ -98,7 +105,7 @@ class Sweep:
     def start(self) -> None:
         """Hooks the model, and binds what stays outside the blocks: other code may use that without its module."""
         for station in self._stations:
-            for part in (*station.stays, *station.streamed):
+            for part in station.parts:
                 part.binding.unbind()
             self._hook(station)
         self._hook_models()
@@ -138,9 +145,8 @@ class Sweep:
             binding = Binding([by_name[tensor.name] for tensor in load.tensors], device, skip=looked_up)
             if load.cargo.layout != binding.layout:
                 raise DamagedModel(f"the bytes of {unit.name} are not where the spec has them", remedy="load it again")
-            parts.append(Part(binding, next(numbers), load.cargo.stay))
-        stays = tuple(part for part in parts if part.stay != "stream")
-        return Station(unit, stays, tuple(part for part in parts if part.stay == "stream"), device)
+            parts.append(Part(binding, next(numbers), load.cargo.stay, load.compact))
+        return Station(unit, tuple(parts), device)
 
     def _hook(self, station: Station) -> None:
         """Enters a unit before each of its modules computes and leaves it afterwards, whatever happens in between."""
@@ -162,13 +168,14 @@ class Sweep:
             self._hooks.append(module.register_forward_hook(after, always_call=True))
         if station.unit.role == "head":
             self._hooks.append(station.unit.modules[0].register_forward_pre_hook(lay_out_rows))
-        if len(station.streamed) > 1:
-            for part in station.streamed:
-                self._hook_part(station, part)
+        passing = [part for part in station.parts if part.stay == "stream" or part.compact]
+        for part in passing if len(passing) > 1 else ():
+            self._hook_part(station, part)
 
     def _hook_part(self, station: Station, part: Part) -> None:
         def before(*_: Any) -> None:
-            self._turn_to(station, part)
+            if part.stay == "stream":
+                self._turn_to(station, part)
 
         for module in part.binding.modules:
             self._hooks.append(module.register_forward_pre_hook(before))
@@ -198,8 +205,9 @@ class Sweep:
         if station.entered > 1:
             return
         self._load(station)
-        if len(station.streamed) == 1:
-            self._turn_to(station, station.streamed[0])
+        streamed = station.streamed
+        if len(streamed) == 1:
+            self._turn_to(station, streamed[0])
 
     def _leave(self, station: Station) -> None:
         station.entered = max(station.entered - 1, 0)
@@ -207,12 +215,15 @@ class Sweep:
             self._turn_to(station, None)
 
     def _load(self, station: Station) -> None:
-        """Binds what stays of a unit, once, as its bytes arrive."""
-        if station.bound or not station.stays:
+        """Binds what stays of a unit, once, as its bytes arrive. What turns out too large to stay is streamed."""
+        staying = [part for part in station.parts if part.stay != "stream"]
+        if station.bound or not staying:
             return
-        for part in station.stays:
+        for part in staying:
             memory = self.stream.acquire(part.index)
-            part.binding.bind(memory, own=part.stay == "once")
+            if not part.binding.bind(memory, own=part.stay == "once", compact=part.compact):
+                part.stay = "stream"
+                self.stream.stream_from_now(part.index)
             self.stream.release(part.index)
         station.bound = True
         self._progress(self.stream.loaded, self._stays)

@@ -1,9 +1,12 @@
 """Bytes in motion: what the sweep needs next is read before it asks, and the drive never waits for the computation.
 
 A few threads read in pieces of a few MB. Units that stay get memory of their own and are read once; the others pass
-through a ring of equal buffers. Which unit comes next is predicted: at first by the order of the list, later by what
-was seen to follow. One surprise changes nothing, two in a row do: an encoder-decoder model, whose decoder is swept for
-every token and whose encoder only for every prompt, is a surprise once per prompt.
+through a ring of equal buffers. What is made into something smaller before it stays passes through the room that the
+smaller form will take, as long as there is enough of it.
+
+Which unit comes next is predicted: at first by the order of the list, later by what was seen to follow. One surprise
+changes nothing, two in a row do: an encoder-decoder model, whose decoder is swept for every token and whose encoder for
+every prompt, is a surprise once per prompt.
 """
 
 from __future__ import annotations
@@ -34,12 +37,13 @@ class Cargo:
     """What is to be read for one unit, and for how long.
 
     ``keep``: into memory of its own, once. ``once``: through the ring, once (it is copied on from there).
-    ``stream``: through the ring, every time.
+    ``stream``: through the ring, every time. ``rest_bytes``: what is copied on takes that much of the same memory.
     """
 
     name: str
     layout: Layout
     stay: Stay
+    rest_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -60,12 +64,14 @@ class _Piece:
 @dataclass(slots=True, eq=False)
 class _Entry:
     cargo: Cargo
+    stay: Stay
     successor: int
     surprise: int | None = None  # what came last time, instead of the successor
     state: State = "absent"
     memory: Memory | None = None
     unread: deque[_Piece] = field(default_factory=deque)
     reading: int = 0  # pieces that readers are at
+    own: bool = False  # whether its memory is its own, none of the ring's buffers
 
     @property
     def settled(self) -> bool:
@@ -75,7 +81,7 @@ class _Entry:
     @property
     def in_ring(self) -> bool:
         """Whether it holds one of the ring's buffers."""
-        return self.cargo.stay != "keep" and self.memory is not None
+        return self.memory is not None and not self.own
 
 
 class Stream:
@@ -89,7 +95,7 @@ class Stream:
     ) -> None:
         self.stats = StreamStats()
         self._files = files
-        self._entries = [_Entry(c, (i + 1) % len(cargo)) for i, c in enumerate(cargo)]
+        self._entries = [_Entry(c, c.stay, (i + 1) % len(cargo)) for i, c in enumerate(cargo)]
         passing = [c for c in cargo if c.stay != "keep"]
         for one in passing:
             if one.layout.nbytes > slot_bytes or not slots:
@@ -144,13 +150,18 @@ class Stream:
             entry = self._entries[index]
             if entry.state != "held":
                 return
-            if entry.cargo.stay == "keep":
+            if entry.stay == "keep":
                 entry.state = "kept"
             else:
-                self._recycle(entry, "done" if entry.cargo.stay == "once" else "absent")
+                self._recycle(entry, "done" if entry.stay == "once" else "absent")
             if self._last is not None:  # not this one: another may have been asked for while it was held
                 self._position = self._expected_after(self._last)
             self._fill()
+
+    def stream_from_now(self, index: int) -> None:
+        """Turns a unit that was to be copied on into one that is read every time: it is larger than was thought."""
+        with self._changed:
+            self._entries[index].stay = "stream"
 
     def close(self) -> None:
         """Stops the readers and lets go of all memory; acquires raise from now on."""
@@ -168,7 +179,7 @@ class Stream:
     @property
     def loaded(self) -> int:
         """Bytes of cargo that have arrived and stay."""
-        stays = [e for e in self._entries if e.cargo.stay != "stream" and e.state in ("ready", "held", "kept", "done")]
+        stays = [e for e in self._entries if e.stay != "stream" and e.state in ("ready", "held", "kept", "done")]
         return sum(entry.cargo.layout.nbytes for entry in stays)
 
     # --- what comes next; all with the lock held ---
@@ -200,17 +211,36 @@ class Stream:
         """Gives the ring's buffers to what comes next, and takes them from what does not come soon."""
         self._ahead = self._look_ahead()
         held = sum(e.in_ring and e.state == "held" for e in self._entries)
-        coming = [e for e in self._ahead if e.cargo.stay != "keep" and e.state not in ("held", "done")]
+        self._begin_in_spare_room()
+        coming = [e for e in self._ahead if e.stay != "keep" and not e.own and e.state not in ("held", "done")]
         wanted = coming[: max(self._slots - held, 0)]
         for entry in self._entries:
             if entry.in_ring and entry.state in ("ready", "loading") and entry not in wanted:
                 self._drop(entry)
         for entry in self._ahead:
-            if entry.state == "absent" and entry.cargo.stay == "keep":
+            if entry.state == "absent" and entry.stay == "keep":
+                entry.own = True
                 self._begin(entry, Memory(entry.cargo.layout.nbytes))
         for entry in wanted:
             if entry.state == "absent" and self._free:
                 self._begin(entry, self._free.pop())
+
+    def _begin_in_spare_room(self) -> None:
+        """Reads what is copied on into the room of what has not been copied on yet: the ring alone would be narrow.
+
+        What has been copied, what waits to be, and one more copy in the making never take more than all copies will.
+        """
+        rests = [e.cargo.rest_bytes for e in self._entries if e.stay == "once"]
+        room = sum(rests) - max(rests, default=0)
+        room -= sum(e.cargo.rest_bytes for e in self._entries if e.stay == "once" and e.state == "done")
+        room -= sum(e.cargo.layout.nbytes for e in self._entries if e.stay == "once" and e.own and e.memory is not None)
+        for entry in self._ahead:
+            if entry.stay == "once" and entry.state == "absent":
+                if not entry.cargo.rest_bytes or entry.cargo.layout.nbytes > room:
+                    return
+                room -= entry.cargo.layout.nbytes
+                entry.own = True
+                self._begin(entry, Memory(entry.cargo.layout.nbytes))
 
     def _look_ahead(self) -> list[_Entry]:
         """The units in the order in which they are expected, from here; those that stay and are not expected last."""
@@ -219,7 +249,7 @@ class Stream:
         while index not in seen and self._entries:
             seen[index] = None
             index = self._entries[index].successor
-        rest = [e for i, e in enumerate(self._entries) if i not in seen and e.cargo.stay == "keep"]
+        rest = [e for i, e in enumerate(self._entries) if i not in seen and e.stay == "keep"]
         return [self._entries[i] for i in seen] + rest
 
     def _begin(self, entry: _Entry, memory: Memory) -> None:
@@ -241,9 +271,10 @@ class Stream:
     def _recycle(self, entry: _Entry, state: State) -> None:
         assert entry.memory is not None
         entry.state = state
-        self._free.append(entry.memory)
-        entry.memory = None
-        if all(e.cargo.stay == "keep" or e.state == "done" for e in self._entries):
+        if not entry.own:
+            self._free.append(entry.memory)
+        entry.memory, entry.own = None, False
+        if all(e.stay == "keep" or e.state == "done" for e in self._entries):
             self._free.clear()  # the ring has done its work: its memory goes
 
     def _wait_for(self, entry: _Entry) -> None:
