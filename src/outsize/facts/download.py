@@ -34,8 +34,7 @@ def download(
     Returns the snapshot's folder. Raises ModelNotFound, HubUnreachable, DoesNotFit (the disk is too small) or
     DamagedModel (a checksum is wrong, twice).
     """
-    # The configuration first, by the revision's own name: that records in the cache which commit it stands for.
-    folder = Path(_fetch(model_id, CONFIG, revision, token, lambda _: None)).parent
+    folder = fetch_config(model_id, revision, token).parent
     files = repository(model_id, folder.name, token)
     wanted = wanted_files(files, token)
     missing = [file for file in wanted if not (folder / file.name).exists()]
@@ -51,7 +50,7 @@ def download(
     report(0)
     for file in missing:
         before = done
-        _fetch_verified(files, file, token, report)
+        fetch_file(files, file, token, report)
         report(before + file.size - done)  # what was resumed or reported short
     return folder
 
@@ -61,10 +60,10 @@ def wanted_files(files: Repository, token: str | None = None) -> tuple[HubFile, 
     weights = set(RemoteFiles(files, token).needed())
     if not weights:
         raise ModelNotFound(f"{files.model_id}: has no weights", remedy="a repository in transformers' format")
-    return tuple(file for name, file in sorted(files.files.items()) if name in weights or _is_small_file(file))
+    return tuple(file for name, file in sorted(files.files.items()) if name in weights or is_small_file(file))
 
 
-def _is_small_file(file: HubFile) -> bool:
+def is_small_file(file: HubFile) -> bool:
     """Configuration and tokenizer files beside the weights; not other formats' indexes, not folders within."""
     name = file.name
     return (
@@ -88,19 +87,27 @@ def _check_space(model_id: str, folder: Path, need: int) -> None:
         )
 
 
-def _fetch_verified(files: Repository, file: HubFile, token: str | None, report: Callable[[int], None]) -> None:
-    """One file with its checksum right; a file that arrives wrong is removed and fetched once more."""
-    for attempt in (1, 2):
-        path = Path(_fetch(files.model_id, file.name, files.commit, token, report))
+def fetch_file(
+    files: Repository,
+    file: HubFile,
+    token: str | None = None,
+    report: Callable[[int], None] = lambda new: None,
+    cache: Path | None = None,
+) -> Path:
+    """One file with its checksum right, in ``cache`` or Hugging Face's own: its path.
+
+    A file that arrives wrong is removed and fetched once more. Raises as ``download`` does.
+    """
+    for _ in range(2):
+        path = Path(_fetch(files.model_id, file.name, files.commit, token, report, cache))
         if path.stat().st_size == file.size and (not file.sha256 or sha256_of(path) == file.sha256):
-            return
+            return path
         path.resolve().unlink()
         path.unlink(missing_ok=True)
-        if attempt == 2:
-            raise DamagedModel(
-                f"{files.model_id}: {file.name} arrived damaged twice: its size or checksum is not what the hub says",
-                remedy="download it again over another network",
-            )
+    raise DamagedModel(
+        f"{files.model_id}: {file.name} arrived damaged twice: its size or checksum is not what the hub says",
+        remedy="download it again over another network",
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -109,7 +116,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _fetch(model_id: str, name: str, revision: str | None, token: str | None, report: Callable[[int], None]) -> str:
+def fetch_config(model_id: str, revision: str | None = None, token: str | None = None) -> Path:
+    """The configuration into Hugging Face's cache, which records there which commit the revision stands for: its path.
+
+    Raises as ``download`` does.
+    """
+    return Path(_fetch(model_id, CONFIG, revision, token, lambda _: None))
+
+
+def _fetch(
+    model_id: str,
+    name: str,
+    revision: str | None,
+    token: str | None,
+    report: Callable[[int], None],
+    cache: Path | None = None,
+) -> str:
     """One file into the cache, through huggingface_hub."""
     from huggingface_hub import hf_hub_download
     from tqdm import tqdm
@@ -127,7 +149,7 @@ def _fetch(model_id: str, name: str, revision: str | None, token: str | None, re
 
     try:
         with translated(model_id, revision, name):
-            return hf_hub_download(model_id, name, revision=revision, token=token, tqdm_class=Reporter)
+            return hf_hub_download(model_id, name, revision=revision, token=token, tqdm_class=Reporter, cache_dir=cache)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DoesNotFit(f"{model_id}: the disk is full", remedy="free some space, or set HF_HOME") from error

@@ -107,6 +107,7 @@ def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> Openi
         batch=max(args.batch, settings.beams),
         prompt=tokens,
         on_download=None if args.json else progress.Bytes("downloading").to,
+        on_convert=(lambda done, total: None) if args.json else progress.Bytes("converting").to,
         new_tokens=settings.max_new_tokens,
         ram=args.ram,
         gpu_memory=options.sizes(args.gpu_memory),

@@ -15,13 +15,11 @@ number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from outsize.errors import DamagedModel
 
-Bits = Literal[4, 8]
 TRIALS = (7.4, 8.1, 8.8, 9.8)  # where the largest element of a group is put
 CHUNK_PER_THREAD = 1 << 16  # weights: three float32 buffers of it stay in a core's second-level cache
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -40,14 +38,14 @@ def scratch_bytes() -> int:
     return CHUNK_PER_THREAD * torch.get_num_threads() * (3 * 4 + 1 + 1)
 
 
-def quantise(weight: torch.Tensor, bits: Bits, group: int, name: str = "weight", *, search: bool = True) -> Quantised:
+def quantise(weight: torch.Tensor, bits: int, group: int, name: str = "weight", *, search: bool = True) -> Quantised:
     """A weight [out, in] of bfloat16, float16 or float32 in groups along its inputs; ``group`` divides ``in``.
 
     ``search=False``: plain rounding for int4 too, ``scale = largest magnitude / 7``. The scale has the weight's type.
     Raises DamagedModel, which names the weight, where it has an element that is no finite number.
     """
     rows, inputs = weight.shape
-    if weight.dtype not in FLOATS or inputs % group or group * bits % 32:
+    if bits not in (4, 8) or weight.dtype not in FLOATS or inputs % group or group * bits % 32:
         raise ValueError(f"{name}: cannot be quantised: {weight.dtype} [{rows}, {inputs}] in groups of {group}")
     words = torch.empty(rows, inputs * bits // 32, dtype=torch.int32)
     scale = torch.empty(rows, inputs // group, dtype=weight.dtype)
@@ -84,7 +82,7 @@ class _Work:
         self.largest = torch.where(most >= -least, most, least)  # [groups, 1], with its sign
         return bool(torch.isfinite(self.largest).all())
 
-    def plain(self, bits: Bits) -> torch.Tensor:
+    def plain(self, bits: int) -> torch.Tensor:
         """The scale that puts the largest magnitude at the end of the positive range."""
         return self.largest.abs().div(2 ** (bits - 1) - 1)
 
@@ -108,7 +106,7 @@ class _Work:
         square = torch.mul(self.q, self.q, out=self.t).sum(1, keepdim=True)  # <q, q>
         return along.abs() / square.sqrt(), along / square
 
-    def store(self, raw: torch.Tensor, bits: Bits, scales: torch.Tensor, packed: torch.Tensor) -> None:
+    def store(self, raw: torch.Tensor, bits: int, scales: torch.Tensor, packed: torch.Tensor) -> None:
         """Rounds the scales to the type that stores them, and the weights with those; packs the values."""
         half = 2 ** (bits - 1)
         scales.copy_(raw)

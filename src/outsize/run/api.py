@@ -11,6 +11,7 @@ from outsize.facts.resolve import fetch_folder, resolve_spec
 from outsize.facts.surveys import folder_spec
 from outsize.planning.plan import WEIGHTS, Plan
 from outsize.planning.planner import choose, plan_all, plan_one
+from outsize.run.converted import converted_folder
 from outsize.run.load import Opening, open_model
 from outsize.run.requests import Size, drop_gpus, parse_weights, request_for
 
@@ -94,6 +95,7 @@ def prepare(  # noqa: PLR0913
     batch: int = 1,
     prompt: Callable[[Path], int] | None = None,
     on_download: Callable[[int, int], None] | None = None,
+    on_convert: Callable[[int, int], None] = lambda done, total: None,
     new_tokens: int = 0,
     ram: Size | None = None,
     gpu_memory: Size | Sequence[Size] | None = None,
@@ -104,11 +106,17 @@ def prepare(  # noqa: PLR0913
 ) -> Opening:
     """All that is decided before a weight is read. Downloads the model where it is not on this machine.
 
+    Other ``weights`` than the model has are made once, into the cache, and found there from then on.
+
     ``prompt`` counts the tokens of the prompt, given the model's folder; with it, memory is kept for the prompt and
-    ``new_tokens`` more, unless ``context`` asks for another length. ``on_download`` gets bytes done, and of how many.
+    ``new_tokens`` more, unless ``context`` asks for another length. ``on_download`` and ``on_convert`` get bytes done,
+    and of how many.
     """
     format_ = parse_weights(weights)
-    folder = fetch_folder(model, revision, on_download)
+    if format_ == "native":
+        folder = fetch_folder(model, revision, on_download)
+    else:
+        folder = converted_folder(model, format_, revision, on_download, on_convert)
     spec = folder_spec(folder, auto_class)
     prompt_tokens = None
     if prompt is not None and folder.path is not None:

@@ -29,7 +29,7 @@ from outsize.store import checksums
 from outsize.store.checksums import Checksums, Made
 from outsize.store.packed_config import packed_config
 from outsize.store.pieces import Held, Piece, ReadAhead, cut
-from outsize.store.recipe import Recipe, Shard, make_recipe
+from outsize.store.recipe import Recipe, Shard, Step, make_recipe
 from outsize.store.shard_writer import ShardWriter, sync_folder, write_file
 from outsize.store.source import Source
 
@@ -140,11 +140,7 @@ class _Conversion:
         small = self._small_files()  # first, so that what cannot be copied is said before hours of work
         self._report(sum(s.source.nbytes for shard in self._recipe.shards if shard not in left for s in shard.steps))
         for place, shard in enumerate(left):
-            self._shard(shard)
-            needed = {file for later in left[place + 1 :] for file in later.sources}
-            for file in shard.sources:
-                if file not in needed:
-                    self._source.end(file)
+            self._shard(shard, frozenset(file for other in left[place + 1 :] for file in other.sources))
         for name, content in small.items():
             write_file(self._partial / name, content)
             self._sums.files[name] = (checksums.range_of(name, content),)
@@ -191,25 +187,33 @@ class _Conversion:
         small = {CONFIG: config, **self._source.small_files()}
         return {**small, INDEX: self._recipe.index} if self._recipe.index is not None else small
 
-    def _shard(self, shard: Shard) -> None:
-        """Writes one shard and keeps its checksums."""
-        for file in shard.sources:
-            self._source.begin(file)
-        pieces = [piece for step in shard.steps for piece in cut(step, self._source.place(step.source))]
-        reading = ReadAhead(self._source, pieces)
+    def _shard(self, shard: Shard, later: frozenset[str]) -> None:
+        """Writes one shard and keeps its checksums. ``later``: source files that further shards need."""
         writing = _Writing(ShardWriter(self._partial, shard))
+        try:
+            for file in shard.sources:
+                self._source.begin(file)
+                self._file([step for step in shard.steps if step.source.file == file], writing)
+                self._source.check([file])
+                if file not in later:
+                    self._source.end(file)
+            self._sums.files[shard.name] = writing.writer.finish()
+        finally:
+            writing.close()
+        sync_folder(self._partial)
+        self._keep_sums()
+
+    def _file(self, steps: Sequence[Step], writing: _Writing) -> None:
+        """Everything that a shard takes from one source file."""
+        pieces = [piece for step in steps for piece in cut(step, self._source.place(step.source))]
+        reading = ReadAhead(self._source, pieces)
         try:
             for held in reading:
                 self._piece(held, writing)
                 self._report(held.piece.nbytes)
             writing.wait()
-            self._source.check(shard.sources)
-            self._sums.files[shard.name] = writing.writer.finish()
         finally:
             reading.close()
-            writing.close()
-        sync_folder(self._partial)
-        self._keep_sums()
 
     def _piece(self, held: Held, writing: _Writing) -> None:
         """Quantises a piece, or passes it on as it is."""
@@ -280,7 +284,6 @@ def _quantised(piece: Piece, view: memoryview) -> tuple[memoryview, memoryview]:
 
     packing, source = piece.step.packing, piece.step.source
     assert packing is not None
-    assert packing.bits in (4, 8)
     weight = torch.frombuffer(view, dtype=torch.uint8)
     dtype: Any = getattr(torch, source.dtype)
     if weight.data_ptr() % dtype.itemsize:  # an old file may begin its data anywhere
