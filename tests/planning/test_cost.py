@@ -44,7 +44,7 @@ def test_a_tied_embedding_is_the_head_and_another_one_is_looked_up():
 def test_the_work_of_a_block_by_type():
     spec = decoder(1, 128, inner=128)
     work = cost.module_work(spec, spec.modules[1], "int4")
-    packed = 6 * (128 * 64 + 128 * 2 + 16)
+    packed = 6 * (128 * 64 + 128 * 2)
     assert {key: (read, elements) for key, read, elements in work.parts} == {
         "int4": (packed, 6 * 128 * 128),
         "bfloat16": (256, 0),

@@ -1,28 +1,61 @@
 """Bytes by hand against bytes by formula."""
 
+from dataclasses import replace
+
 import pytest
 from planning.shapes import GIB, MIB, block, bloom, decoder, gpu, machine, weight
 
 from outsize.facts.model import CacheSpec, ModuleSpec
+from outsize.facts.packing import Packing
 from outsize.planning import footprint
 from outsize.planning.plan import Request
 
 
-def test_packed_weights_are_words_scales_and_a_shape():
-    square = weight("w", 256, 256)
-    assert footprint.packed_bytes(square, "int8") == 256 * 256 + 256 * 2 * 2 + 16
-    assert footprint.packed_bytes(square, "int4") == 256 * 128 + 256 * 2 * 2 + 16
-    odd = weight("w", 3, 130, dtype="float32")  # 130 inputs: 33 words of 4 or 17 of 8, and two groups
-    assert footprint.packed_bytes(odd, "int8") == 3 * (33 * 4 + 2 * 4) + 16
-    assert footprint.packed_bytes(odd, "int4") == 3 * (17 * 4 + 2 * 4) + 16
-    fused = weight("experts", 4, 256, 256)
-    assert footprint.packed_bytes(fused, "int4") == 4 * (256 * 128 + 256 * 2 * 2) + 16
+def of(*tensors, role="block"):
+    return ModuleSpec("b", role, "", tensors, CacheSpec())
+
+
+def test_packed_weights_are_words_and_scales_and_on_disk_a_shape():
+    square = of(weight("w", 256, 256))
+    assert footprint.rest_bytes(square, "int8") == 256 * 256 + 256 * 2 * 2
+    assert footprint.rest_bytes(square, "int4") == 256 * 128 + 256 * 2 * 2
+    assert footprint.file_bytes(square, "int4") == 256 * 128 + 256 * 2 * 2 + 16
+    assert footprint.file_bytes(square, "native") == footprint.rest_bytes(square, "native") == 256 * 256 * 2
+    thin = of(weight("w", 3, 160, dtype="float32"))  # groups of 32, for 128 and 64 do not divide it
+    assert footprint.rest_bytes(thin, "int8") == 3 * (160 + 5 * 4)
+    odd = of(weight("w", 3, 130))  # nothing divides it
+    assert footprint.rest_bytes(odd, "int4") == 3 * 130 * 2
+
+
+def test_the_scales_are_of_the_type_that_the_weight_is_used_in():
+    wide = of(weight("w", 256, 256, dtype="float32", runtime="bfloat16"))
+    assert footprint.rest_bytes(wide, "int4") == 256 * 128 + 256 * 2 * 4
+    assert footprint.resident_bytes(wide, "int4") == 256 * 128 + 256 * 2 * 2
+    assert footprint.converted_bytes(wide, "int4") == 256 * 2 * 2
+
+
+def test_what_the_checkpoint_has_packed_is_packed_as_it_has_it():
+    channel = Packing(8, 100, words=False, scale="bfloat16", zero_points=True)
+    tensor = replace(weight("w", 10, 100), packing=channel)
+    for role in ("block", "head"):  # whoever made it quantised more than outsize would
+        module = of(tensor, role=role)
+        assert footprint.packing_of(module, tensor, "native") == channel
+        assert footprint.rest_bytes(module, "native") == footprint.file_bytes(module, "native") == 1000 + 10 * 2 + 10
+        assert footprint.resident_bytes(module, "native") == tensor.stored_bytes == 1030
+        assert footprint.extent_count(module, "native") == 3
+
+
+def test_unpacking_takes_a_tile_or_all_of_a_small_weight():
+    small, large = decoder(1, 128), decoder(1, 4096)
+    assert footprint.unpacked_bytes(small, "native") == 0
+    assert footprint.unpacked_bytes(small, "int8") == 4 * 128 * 128 * footprint.UNPACKED_BYTES_PER_ELEMENT
+    assert footprint.unpacked_bytes(large, "int4") == footprint.UNPACKED_BYTES
 
 
 def test_only_matmuls_inside_blocks_are_quantised():
     module = block("b", 128, 128)
     norm = 128 * 2
-    assert footprint.rest_bytes(module, "int4") == 6 * (128 * 64 + 128 * 2 + 16) + norm
+    assert footprint.rest_bytes(module, "int4") == 6 * (128 * 64 + 128 * 2) + norm
     head = ModuleSpec("head", "head", "", (weight("head.weight", 10, 128),), CacheSpec())
     assert footprint.rest_bytes(head, "int4") == footprint.rest_bytes(head, "native") == 10 * 128 * 2
 
@@ -41,9 +74,9 @@ def test_a_runtime_type_of_its_own_counts_in_memory_and_in_the_slot():
 
 
 def test_slots_have_room_for_the_ends_of_pages():
-    module = block("b", 128, 128)  # seven tensors, six of them packed into three
+    module = block("b", 128, 128)  # seven tensors, six of them packed into two
     assert footprint.slack_bytes(module, "native") == 7 * 2 * 4096
-    assert footprint.slack_bytes(module, "int8") == 19 * 2 * 4096
+    assert footprint.slack_bytes(module, "int8") == 13 * 2 * 4096
 
 
 def test_the_cache_grows_with_batch_and_context():

@@ -16,7 +16,7 @@ from outsize.facts.parse_machine import parse_machine
 from outsize.facts.resolve import resolve_spec
 from outsize.facts.sizes import format_rate, format_size
 from outsize.interfaces import options, pictures
-from outsize.planning.plan import WEIGHTS, Item, Plan
+from outsize.planning.plan import Item, Plan
 from outsize.planning.planner import choose, plan_all
 from outsize.planning.to_json import plans_to_json
 from outsize.run.requests import drop_gpus, request_for
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         gpu_memory=options.sizes(args.gpu_memory),
         weight_limits=options.limits_by_tier(args.weight_limit),
     )
-    plans = plan_all(spec, machine, request, (args.weights,) if args.weights else WEIGHTS)
+    plans = plan_all(spec, machine, request, (args.weights,) if args.weights else None)
     best = choose(plans)
     if args.plot is not None:
         title = f"{spec.id} on {machine.name}, context {request.context}, batch {request.batch}"
@@ -92,7 +92,8 @@ def heading(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
         rate = f" at {about}{format_rate(device.bytes_per_s)}" if device.bytes_per_s else ""
         devices.append(f"{device.name} {format_size(device.capacity_bytes)}{free}{rate}")
     request = plan.request
-    blocks = f"{len(spec.blocks)} blocks, {spec.dtype}, {format_size(spec.weight_bytes)}"
+    kind = f"{' and '.join(sorted(spec.formats))} with {spec.dtype}" if spec.formats else spec.dtype
+    blocks = f"{len(spec.blocks)} blocks, {kind}, {format_size(spec.weight_bytes)}"
     return [
         f"{spec.id}: {billions(spec.parameters)} parameters in {blocks}",
         f"on {machine.name}: {', '.join(devices)}",

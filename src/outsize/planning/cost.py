@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from outsize.facts.bf12 import bf12_bytes
 from outsize.facts.machine import Device
 from outsize.facts.model import ModelSpec, ModuleSpec
-from outsize.planning.footprint import is_compactable, is_quantised, packed_bytes
+from outsize.planning.footprint import is_compactable, packing_of, tensor_resident_bytes
 from outsize.planning.plan import Weights
 
 # Share of the memory rate that a one-row matmul reaches. CPU: torch's F.linear at 14 (bfloat16), 35 (float16) and 21
@@ -109,9 +109,9 @@ def module_work(spec: ModelSpec, module: ModuleSpec, weights: Weights, *, compac
     head = is_head(spec, module)
     parts: dict[str, tuple[int, int]] = {}
     for tensor in module.tensors:
-        packed = is_quantised(module, tensor, weights)
-        key = weights if packed else tensor.runtime
-        size = packed_bytes(tensor, weights) if packed else tensor.runtime_bytes
+        packing = packing_of(module, tensor, weights)
+        key = tensor.runtime if packing is None else packing.format
+        size = tensor_resident_bytes(module, tensor, weights)
         if compact and is_compactable(module, tensor, weights):
             key, size = COMPACT, bf12_bytes(*tensor.shape)
         read, multiplied = parts.get(key, (0, 0))

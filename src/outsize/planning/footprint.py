@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from outsize.facts.bf12 import bf12_bytes
-from outsize.facts.dtypes import dtype_bytes
 from outsize.facts.machine import Device, Machine
 from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, TensorSpec
+from outsize.facts.packing import Packing, packing_for
 from outsize.planning.plan import Request, Weights
 
 MIB = 1024**2
 PAGE = 4096  # direct reads start and end on these boundaries
-GROUP = 128  # weights that share one scale, along the input dimension
 BITS = {"int8": 8, "int4": 4}
 COMPACT_SHARE = 0.9  # of its bytes: a compact form that saves less is not worth making
 MOST_INPUTS = 65536  # of a row in the compact form
-SHAPE_BYTES = 16  # `weight_shape`: two int64 beside every packed weight
+# Most bytes that multiplying with a packed weight takes at a time to unpack it, temporaries included: kernels that
+# multiply many rows, and those in plain torch, unpack tiles of it, as many rows as fit. No weight takes more than all
+# of its elements do, in float32 and with two temporaries of that size.
+UNPACKED_BYTES = 64 * MIB
+UNPACKED_BYTES_PER_ELEMENT = 12
 
 # Python, torch 2.13 and transformers 5.23: 340 to 375 MiB beyond weights, cache, ring and workspace at the peak of
 # short generations (VmHWM of /proc/self/status; Llama, OPT and T5 shapes in three data types), 435 MiB at batch 4 with
@@ -34,44 +37,49 @@ RAM_MARGIN = 0.04
 GPU_MARGIN = 0.03
 
 
-def is_quantised(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> bool:
-    """Only weights of Linear layers inside blocks are quantised; embeddings, head and norms stay native."""
-    return weights != "native" and module.role == "block" and tensor.matmul
+def packing_of(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> Packing | None:
+    """How a tensor is packed: as the checkpoint has it, else as converting would; None where it stays as it is.
 
-
-def packed_bytes(tensor: TensorSpec, weights: Weights) -> int:
-    """Bytes of a group-quantised weight of shape [..., out, in]: words + scales + shape.
-
-    ``rows * ceil(in * bits / 32) * 4 + rows * ceil(in / 128) * bytes(scale) + 16`` with one scale, in the stored type,
-    per group of 128. Source: compressed-tensors' ``pack-quantized`` format.
+    Converted are weights of Linear layers inside blocks; embeddings, head and norms stay native.
     """
-    inputs = tensor.shape[-1]
-    rows = tensor.elements // inputs
-    words = -(-inputs * BITS[weights] // 32)
-    groups = -(-inputs // GROUP)
-    return rows * (words * 4 + groups * dtype_bytes(tensor.stored)) + SHAPE_BYTES
+    if tensor.packing is not None:
+        return tensor.packing
+    if weights == "native" or module.role != "block" or not tensor.matmul:
+        return None
+    return packing_for(BITS[weights], tensor.shape[-1], tensor.stored)
 
 
 def tensor_rest_bytes(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> int:
-    """Bytes of one tensor in the files: packed where quantised, else elements x bytes of the stored type."""
-    return packed_bytes(tensor, weights) if is_quantised(module, tensor, weights) else tensor.stored_bytes
+    """Bytes of one tensor as it is read: integers and scales where packed, else elements x bytes of the stored type."""
+    packing = packing_of(module, tensor, weights)
+    return tensor.stored_bytes if packing is None else packing.nbytes(tensor.shape)
 
 
 def rest_bytes(module: ModuleSpec, weights: Weights) -> int:
-    """Bytes of a module in the files, which is what streaming reads: the sum over its tensors."""
+    """Bytes of a module that streaming reads: the sum over its tensors."""
     return sum(tensor_rest_bytes(module, t, weights) for t in module.tensors)
 
 
+def file_bytes(module: ModuleSpec, weights: Weights) -> int:
+    """Bytes of a module on disk: what streaming reads, and the shapes that lie beside packed weights."""
+    packings = (packing_of(module, t, weights) for t in module.tensors)
+    return rest_bytes(module, weights) + sum(packing.file_bytes for packing in packings if packing is not None)
+
+
+def tensor_resident_bytes(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> int:
+    """Bytes of one tensor in memory: packed, with scales of the runtime type, else elements x bytes of that."""
+    packing = packing_of(module, tensor, weights)
+    return tensor.runtime_bytes if packing is None else packing.nbytes(tensor.shape, tensor.runtime)
+
+
 def resident_bytes(module: ModuleSpec, weights: Weights) -> int:
-    """Bytes of a module in memory: packed where quantised, else elements x bytes of the runtime type."""
-    return sum(
-        packed_bytes(t, weights) if is_quantised(module, t, weights) else t.runtime_bytes for t in module.tensors
-    )
+    """Bytes of a module in memory: the sum over its tensors."""
+    return sum(tensor_resident_bytes(module, t, weights) for t in module.tensors)
 
 
 def is_compactable(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> bool:
     """Whether RAM may hold the tensor in 12 bits an element: bfloat16 weights of Linear layers inside blocks."""
-    if module.role != "block" or not tensor.matmul or is_quantised(module, tensor, weights):
+    if module.role != "block" or not tensor.matmul or packing_of(module, tensor, weights) is not None:
         return False
     if tensor.stored != "bfloat16" or tensor.runtime != "bfloat16" or tensor.shape[-1] > MOST_INPUTS:
         return False
@@ -81,7 +89,7 @@ def is_compactable(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> 
 def forms(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> tuple[int, int, int]:
     """Bytes of a tensor in the files, in RAM, and in RAM where that is held in the compact form."""
     rest = tensor_rest_bytes(module, tensor, weights)
-    held = packed_bytes(tensor, weights) if is_quantised(module, tensor, weights) else tensor.runtime_bytes
+    held = tensor_resident_bytes(module, tensor, weights)
     return rest, held, bf12_bytes(*tensor.shape) if is_compactable(module, tensor, weights) else held
 
 
@@ -93,8 +101,9 @@ def compact_bytes(module: ModuleSpec, weights: Weights) -> int | None:
 
 
 def extent_count(module: ModuleSpec, weights: Weights) -> int:
-    """Most byte ranges a module is read in: one per tensor, three per quantised weight (words, scales, shape)."""
-    return sum(3 if is_quantised(module, t, weights) else 1 for t in module.tensors)
+    """Most byte ranges a module is read in: one per tensor, two per packed weight, three with zero points."""
+    packings = (packing_of(module, t, weights) for t in module.tensors)
+    return sum(1 if packing is None else 2 + packing.zero_points for packing in packings)
 
 
 def slack_bytes(module: ModuleSpec, weights: Weights) -> int:
@@ -103,10 +112,16 @@ def slack_bytes(module: ModuleSpec, weights: Weights) -> int:
 
 
 def converted_bytes(module: ModuleSpec, weights: Weights) -> int:
-    """Bytes of those tensors whose runtime type is not the stored one: streaming needs a place to convert them to."""
-    return sum(
-        t.runtime_bytes for t in module.tensors if t.stored != t.runtime and not is_quantised(module, t, weights)
-    )
+    """Bytes of those tensors whose runtime type is not the stored one: streaming needs a place to convert them to.
+
+    Of a packed weight, these are its scales.
+    """
+    total = 0
+    for tensor in module.tensors:
+        if tensor.stored != tensor.runtime:
+            packing = packing_of(module, tensor, weights)
+            total += tensor.runtime_bytes if packing is None else packing.scale_bytes(tensor.shape, tensor.runtime)
+    return total
 
 
 def slot_bytes(module: ModuleSpec, weights: Weights) -> int:
@@ -137,6 +152,12 @@ def workspace_bytes(spec: ModelSpec, request: Request) -> int:
     """
     copy = max((kv_bytes(m.cache, request) for m in spec.modules), default=0)
     return spec.workspace.bytes_for(request.batch, prompt_tokens(request)) + spec.buffer_bytes + copy
+
+
+def unpacked_bytes(spec: ModelSpec, weights: Weights) -> int:
+    """Most bytes of packed weights that are unpacked at a time: ``min(64 MiB, 12 x elements of the largest)``."""
+    packed = (t.elements for m in spec.modules for t in m.tensors if packing_of(m, t, weights) is not None)
+    return min(UNPACKED_BYTES, UNPACKED_BYTES_PER_ELEMENT * max(packed, default=0))
 
 
 def ram_overhead_bytes(spec: ModelSpec, machine: Machine, workspace: int) -> int:

@@ -51,17 +51,44 @@ def make_request(
     return Request(context=context, batch=batch, prompt=prompt, **bounds)  # type: ignore[arg-type]
 
 
+def as_stored(spec: ModelSpec, weights: Weights) -> Weights:
+    """What a format means for this checkpoint: one that is quantised already is as it is, and can be nothing else.
+
+    Raises UsageError for another format than it has.
+    """
+    if not spec.formats or weights == "native":
+        return weights
+    if spec.formats == {weights}:
+        return "native"
+    have = " and ".join(sorted(spec.formats))
+    raise UsageError(
+        f"{spec.id} is quantised already", need=weights, have=have, remedy="--weights native, or the native checkpoint"
+    )
+
+
 def plan_all(
-    spec: ModelSpec, machine: Machine, request: Request, formats: Sequence[Weights] = WEIGHTS
+    spec: ModelSpec, machine: Machine, request: Request, formats: Sequence[Weights] | None = None
 ) -> tuple[Plan, ...]:
-    """One plan per format, in the order given. Pure: reads nothing, changes nothing."""
+    """One plan per format, in the order given. Pure: reads nothing, changes nothing.
+
+    Without ``formats`` native, int8 and int4 are planned; a quantised checkpoint as it is. Raises UsageError for a
+    format that the checkpoint cannot be in.
+    """
+    if formats is None:
+        formats = ("native",) if spec.formats else WEIGHTS
+    stored = [as_stored(spec, weights) for weights in formats]
+    plans = _plan_all(spec, machine, request, stored)
+    return tuple(replace(plan, weights=weights) for plan, weights in zip(plans, formats, strict=True))
+
+
+def _plan_all(spec: ModelSpec, machine: Machine, request: Request, formats: Sequence[Weights]) -> tuple[Plan, ...]:
     loads: dict[Weights, tuple[Load, ...]] = {weights: module_loads(spec, weights) for weights in formats}
 
     def would_fit(request: Request, weights: Weights) -> bool:
         if weights not in loads:
             loads[weights] = module_loads(spec, weights)
         problem = make_problem(spec, machine, request, weights, loads[weights])
-        return fits(problem) and sum(problem.rest_bytes) <= machine.disk.capacity_bytes
+        return fits(problem) and sum(problem.file_bytes) <= machine.disk.capacity_bytes
 
     plans = []
     for weights in formats:
@@ -106,7 +133,7 @@ def _best(spec: ModelSpec, problem: Problem, loads: tuple[Load, ...]) -> tuple[P
 
 def _bytes_at_home(problem: Problem, home: str, index: int) -> int:
     if home == "disk":
-        return problem.rest_bytes[index]
+        return problem.file_bytes[index]
     unit = problem.units[index]
     return unit.ram_bytes if home == "ram" else unit.resident_bytes
 
@@ -121,7 +148,7 @@ def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
     usage = _usage(problem, homes, slots * slot_bytes, kept)
     lacking = max(
         usage["ram"].total_bytes - usage["ram"].capacity_bytes,
-        sum(problem.rest_bytes) - usage["disk"].capacity_bytes,  # all files lie there, resident or not
+        sum(problem.file_bytes) - usage["disk"].capacity_bytes,  # all files lie there, resident or not
     )
     items = tuple(
         Item(
@@ -178,7 +205,7 @@ def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int, kept: Kept) 
         overhead_bytes=problem.overhead,
         capacity_bytes=footprint.ram_capacity_bytes(machine, request),
     )
-    on_disk = sum(size for size, home in zip(problem.rest_bytes, homes, strict=True) if home == "disk")
+    on_disk = sum(size for size, home in zip(problem.file_bytes, homes, strict=True) if home == "disk")
     on_disk -= sum(kept.file_bytes(u.index) for u in problem.units)
     usage["disk"] = Usage(weights_bytes=on_disk, capacity_bytes=machine.disk.capacity_bytes)
     return usage

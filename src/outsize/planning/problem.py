@@ -19,7 +19,8 @@ SMALL_EMBEDDING_BYTES = 64 * 1024**2  # look-ups below this are kept: a random r
 class Load:
     """What one module weighs in one format, whatever is asked of it."""
 
-    rest_bytes: int  # in the files
+    rest_bytes: int  # in the files, as they are read
+    file_bytes: int  # in the files, with what nobody reads again
     resident_bytes: int
     slot_bytes: int
     parts: int  # that it is streamed in
@@ -39,11 +40,12 @@ def module_loads(spec: ModelSpec, weights: Weights) -> tuple[Load, ...]:
         alike = (
             module.role,
             bool(module.tied),
-            tuple((t.shape, t.stored, t.runtime, t.matmul, t.part) for t in module.tensors),
+            tuple((t.shape, t.stored, t.runtime, t.matmul, t.part, t.packing) for t in module.tensors),
         )
         if alike not in known:
             known[alike] = Load(
                 rest_bytes=footprint.rest_bytes(module, weights),
+                file_bytes=footprint.file_bytes(module, weights),
                 resident_bytes=footprint.resident_bytes(module, weights),
                 slot_bytes=footprint.slot_bytes(module, weights),
                 parts=len(module.parts),
@@ -69,7 +71,8 @@ class Problem:
     units: tuple[Unit, ...]
     ram: Tier
     gpus: tuple[Tier, ...]
-    rest_bytes: tuple[int, ...]  # per module, in the files
+    rest_bytes: tuple[int, ...]  # per module, in the files, as they are read
+    file_bytes: tuple[int, ...]  # per module, in the files, with what nobody reads again
     parts: tuple[int, ...]  # per module, that it is streamed in
     tensors: tuple[tuple[KeptTensor, ...], ...]  # per module: what keeping each would take
     decode_s: dict[str, tuple[float, ...]]  # per home, per module: one token of each sequence
@@ -98,7 +101,7 @@ def make_problem(
     ``compact``: what rests in RAM is held there in the lossless 12-bit form, where it has one.
     """
     loads = module_loads(spec, weights) if loads is None else loads
-    workspace = footprint.workspace_bytes(spec, request)
+    workspace = footprint.workspace_bytes(spec, request) + footprint.unpacked_bytes(spec, weights)
     overhead = footprint.ram_overhead_bytes(spec, machine, workspace) + sum(load.slack_bytes for load in loads)
     room = footprint.ram_capacity_bytes(machine, request) - overhead - workspace
     gpus = tuple(
@@ -138,6 +141,7 @@ def make_problem(
         ram=Tier("ram", room, footprint.weight_limit_bytes(request, "ram")),
         gpus=gpus,
         rest_bytes=tuple(load.rest_bytes for load in loads),
+        file_bytes=tuple(load.file_bytes for load in loads),
         parts=tuple(load.parts for load in loads),
         tensors=tuple(
             tuple(

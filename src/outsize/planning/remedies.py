@@ -25,7 +25,7 @@ def remedies(spec: ModelSpec, machine: Machine, plan: Plan, fits: Fits) -> tuple
     found = [
         f"--weights {weights} would fit"
         for weights in WEIGHTS[WEIGHTS.index(plan.weights) + 1 :]
-        if fits(request, weights)
+        if not spec.formats and fits(request, weights)
     ]
     if request.batch > 1 and fits(replace(request, batch=1), plan.weights):
         batch = _largest(1, request.batch, lambda n: fits(replace(request, batch=n), plan.weights))
@@ -34,7 +34,7 @@ def remedies(spec: ModelSpec, machine: Machine, plan: Plan, fits: Fits) -> tuple
         high = request.context
         context = _largest(LEAST_CONTEXT, high, lambda n: fits(replace(request, context=n), plan.weights))
         found.append(f"--context {context} would fit")
-    files = sum(footprint.rest_bytes(module, plan.weights) for module in spec.modules)
+    files = sum(footprint.file_bytes(module, plan.weights) for module in spec.modules)
     return (*found, *_more(machine, plan, files))
 
 

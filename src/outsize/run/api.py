@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from outsize.facts.parse_machine import parse_machine
 from outsize.facts.resolve import fetch_folder, resolve_spec
 from outsize.facts.surveys import folder_spec
-from outsize.planning.plan import WEIGHTS, Plan
+from outsize.planning.plan import Plan
 from outsize.planning.planner import choose, plan_all, plan_one
 from outsize.run.converted import converted_folder
 from outsize.run.load import Opening, open_model
@@ -35,10 +35,11 @@ def plan(  # noqa: PLR0913  the interface's own keywords
     """The plan for a model on a machine, without loading it: a home for every module, bytes per tier, seconds.
 
     ``machine``: "local", a preset, a JSON file or a description. Without ``weights`` native, int8 and int4 are compared
-    and the one to choose is returned. A plan that does not fit says so in ``fits`` and ``shortfall_bytes``.
+    and the one to choose is returned; a quantised checkpoint is planned as it is. A plan that does not fit says so in
+    ``fits`` and ``shortfall_bytes``.
     Raises UsageError, ModelNotFound, HubUnreachable, DamagedModel or UnsupportedModel.
     """
-    formats = WEIGHTS if weights is None else (parse_weights(weights),)
+    formats = None if weights is None else (parse_weights(weights),)
     spec = resolve_spec(model, revision)
     here = parse_machine(machine, model_path=Path(model) if Path(model).is_dir() else None)
     here = drop_gpus(here) if no_gpu else here
