@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from store.fake_files import FakeFiles, holds, make_cargo
@@ -350,3 +351,42 @@ def test_bytes_that_stay_are_counted_as_they_come(opened: Opened) -> None:
     stream = opened(["keep", "stream", "keep"], FakeFiles())
     pass_through(stream, [0, 1, 2])
     assert stream.loaded == 2 * 4096
+
+
+def compacting(opened: Opened, count: int, *, slots: int = 2, nbytes: int = 8192, rest: int = 6144) -> Stream:
+    """Units that are copied on into three quarters of their bytes, and one streamed unit at the end."""
+    stays: list[Stay] = [*(["once"] * count), "stream"]  # type: ignore[list-item]
+    cargo = [replace(c, rest_bytes=rest if c.stay == "once" else 0) for c in make_cargo(stays, nbytes)]
+    stream = Stream(FakeFiles(), cargo, slots=slots, slot_bytes=nbytes)
+    opened.streams.append(stream)
+    stream.start()
+    return stream
+
+
+def test_what_becomes_smaller_is_read_ahead_into_the_room_it_will_take(opened: Opened) -> None:
+    stream = compacting(opened, 12)
+    # The k-th is copied when k - 1 have been: 6 k + 8 (n - k) <= 6 * 12 KiB up to n = 5. And two more are in the ring.
+    until(lambda: sum(e.state == "ready" for e in stream._entries) >= 5 + 2)
+    most = 0
+    for index in range(12):
+        assert holds(stream.acquire(index), index, 8192)
+        copies = 6144 * (index + 1)
+        own = sum(8192 for e in stream._entries if e.own and e.memory is not None)
+        most = max(most, copies + own)
+        stream.release(index)
+    assert most <= 12 * 6144
+    pass_through(stream, [12, 12], 8192)
+    assert stream.stats.mispredicted == 0
+
+
+def test_what_turns_out_not_to_become_smaller_is_streamed(opened: Opened) -> None:
+    stream = compacting(opened, 4)
+    for index in range(4):
+        stream.acquire(index)
+        if index == 2:
+            stream.stream_from_now(index)
+        stream.release(index)
+    for _ in range(3):
+        pass_through(stream, [2, 4], 8192)
+    with pytest.raises(OutsizeError, match="passed on already"):
+        stream.acquire(1)

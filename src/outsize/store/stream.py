@@ -228,19 +228,23 @@ class Stream:
     def _begin_in_spare_room(self) -> None:
         """Reads what is copied on into the room of what has not been copied on yet: the ring alone would be narrow.
 
-        What has been copied, what waits to be, and one more copy in the making never take more than all copies will.
+        When a unit is copied, all before it have been, and those after it may be there already. Whichever it is, copies
+        and what waits never take more than all copies will.
         """
-        rests = [e.cargo.rest_bytes for e in self._entries if e.stay == "once"]
-        room = sum(rests) - max(rests, default=0)
-        room -= sum(e.cargo.rest_bytes for e in self._entries if e.stay == "once" and e.state == "done")
-        room -= sum(e.cargo.layout.nbytes for e in self._entries if e.stay == "once" and e.own and e.memory is not None)
-        for entry in self._ahead:
-            if entry.stay == "once" and entry.state == "absent":
+        pending = [e for e in self._ahead if e.stay == "once" and e.state != "done"]
+        every = sum(e.cargo.rest_bytes for e in self._entries if e.stay == "once")
+        after = sum(e.cargo.rest_bytes for e in pending)
+        room = every
+        for entry in pending:
+            after -= entry.cargo.rest_bytes
+            room = min(room, after)  # what is copied by then is all but these
+            if entry.state == "absent":
                 if not entry.cargo.rest_bytes or entry.cargo.layout.nbytes > room:
                     return
-                room -= entry.cargo.layout.nbytes
                 entry.own = True
                 self._begin(entry, Memory(entry.cargo.layout.nbytes))
+            if entry.own:
+                room -= entry.cargo.layout.nbytes
 
     def _look_ahead(self) -> list[_Entry]:
         """The units in the order in which they are expected, from here; those that stay and are not expected last."""
