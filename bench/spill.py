@@ -96,8 +96,8 @@ def _disk_rate(model: Path) -> float:
 def checks(figures: dict[str, dict[str, Any]], budget: int, rates: list[float]) -> list[dict[str, Any]]:
     """What the benchmark is to show, each with what was found; nothing where the engines to compare did not run.
 
-    ``met`` is None for what is held against the disk's rate when that rate was no constant: around outsize's own runs it
-    moved by more than a quarter, or outsize read clearly faster than the disk was measured to be.
+    ``met`` is None for what is held against the disk's rate when that rate was no constant: around outsize's own runs
+    it moved by more than a quarter, or outsize read clearly faster than the disk was measured to be.
     """
     own = figures.get("outsize")
     if own is None or own["failure"]:
