@@ -21,7 +21,7 @@ import torch
 from outsize.errors import DamagedModel
 
 TRIALS = (7.4, 8.1, 8.8, 9.8)  # where the largest element of a group is put
-CHUNK_PER_THREAD = 1 << 16  # weights: three float32 buffers of it stay in a core's second-level cache
+CHUNK_PER_THREAD = 1 << 17  # weights: three float32 buffers of it lie in a core's second-level cache
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -100,7 +100,7 @@ class _Work:
 
     def _fit(self, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """For values rounded with a scale: how much of the weights they explain, and the best scale for them."""
-        torch.mul(self.w, scale.reciprocal(), out=self.q)
+        torch.div(self.w, scale, out=self.q)  # not times 1 / scale, which may overflow
         self.q.round_().clamp_(-8, 7)
         along = torch.mul(self.w, self.q, out=self.t).sum(1, keepdim=True)  # <w, q>
         square = torch.mul(self.q, self.q, out=self.t).sum(1, keepdim=True)  # <q, q>
@@ -109,11 +109,12 @@ class _Work:
     def store(self, raw: torch.Tensor, bits: int, scales: torch.Tensor, packed: torch.Tensor) -> None:
         """Rounds the scales to the type that stores them, and the weights with those; packs the values."""
         half = 2 ** (bits - 1)
-        scales.copy_(raw)
-        # A scale that the type has no number for: its smallest one. A group of zeros has the scale 0.
-        smallest = torch.finfo(scales.dtype).smallest_normal * torch.finfo(scales.dtype).eps
+        limits = torch.finfo(scales.dtype)
+        scales.copy_(raw.clamp(-limits.max / half, limits.max / half))  # so that no value times its scale overflows
+        # A scale too small for the type becomes its smallest number. A group of zeros has the scale 0.
+        smallest = limits.smallest_normal * limits.eps
         lost = (scales == 0) & (self.largest != 0)
-        scales.copy_(torch.where(lost, torch.sign(raw) * smallest, scales))
+        scales.copy_(torch.where(lost, torch.sign(self.largest) * smallest, scales))
         divisor = scales.float()
         divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
         torch.div(self.w, divisor, out=self.q)

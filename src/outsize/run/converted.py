@@ -51,7 +51,8 @@ def converted_folder(
         folder = fetch_folder(model, revision, on_download)
         if weights not in (formats := folder_spec(folder).formats):
             have = " and ".join(sorted(formats)) or "nothing quantised"
-            raise UnsupportedModel(f"{folder.origin} is quantised already", need=weights, have=have, remedy="no --weights at all")
+            what = f"{folder.origin} is quantised already"
+            raise UnsupportedModel(what, need=weights, have=have, remedy="the native checkpoint, or no --weights")
         return folder
     if found is not None and found.path is not None:
         identity = identify(found)
