@@ -10,6 +10,7 @@ from outsize.errors import UsageError
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.facts.sizes import parse_size
+from outsize.kernels import compiled
 from outsize.planning.plan import WEIGHTS, Request, Weights
 from outsize.planning.planner import make_request
 
@@ -46,6 +47,7 @@ def request_for(  # noqa: PLR0913
     return make_request(
         spec,
         warm="transformers" in sys.modules,
+        compact=compiled(),
         context=context,
         batch=batch,
         prompt=prompt,
