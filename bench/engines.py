@@ -66,9 +66,9 @@ def _why(outcome: cgroup.Outcome) -> str:
     return f"exit {outcome.returncode}: {last}"
 
 
-def outsize(model: Path, new_tokens: int, ram_bytes: int) -> Engine:
+def outsize(model: Path, new_tokens: int, ram_bytes: int, *more: str) -> Engine:
     """This project, with a budget for its whole process."""
-    return Engine("outsize", "outsize_run.py", model, new_tokens, ("--ram-bytes", str(ram_bytes)))
+    return Engine("outsize", "outsize_run.py", model, new_tokens, ("--ram-bytes", str(ram_bytes), *more))
 
 
 def accelerate(model: Path, new_tokens: int, cpu_bytes: int) -> Engine:
@@ -76,6 +76,11 @@ def accelerate(model: Path, new_tokens: int, cpu_bytes: int) -> Engine:
     return Engine("accelerate", "accelerate_run.py", model, new_tokens, ("--cpu-bytes", str(cpu_bytes)))
 
 
-def llamacpp(model: Path, new_tokens: int) -> Engine:
+def llamacpp(model: Path, new_tokens: int, *more: str) -> Engine:
     """llama.cpp over mmap."""
-    return Engine("llama.cpp", "llamacpp_run.py", model, new_tokens)
+    return Engine("llama.cpp", "llamacpp_run.py", model, new_tokens, more)
+
+
+def transformers(model: Path, new_tokens: int, *more: str) -> Engine:
+    """transformers alone, all weights in RAM."""
+    return Engine("transformers", "transformers_run.py", model, new_tokens, more)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from measure import Clock, prompt
+from measure import PROMPT_TOKENS, Clock, prompt
 
 
 def import_everything(model: str) -> None:
@@ -16,18 +16,28 @@ def import_everything(model: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(model)
-    for name, value in {"num_hidden_layers": 2, "hidden_size": 64, "ffn_dim": 64, "word_embed_proj_dim": 64}.items():
+    for name, value in {
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "ffn_dim": 64,
+        "intermediate_size": 64,
+        "word_embed_proj_dim": 64,
+    }.items():
         setattr(config, name, value)
     config.num_attention_heads = 2
+    if hasattr(config, "num_key_value_heads"):
+        config.num_key_value_heads = 2
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     tiny = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     tiny.generate(torch.tensor([[5, 6]]), max_new_tokens=1, do_sample=False)
 
 
-def generate(model: Any, clock: Clock, new_tokens: int) -> None:
+def generate(model: Any, clock: Clock, new_tokens: int, prompt_tokens: int = PROMPT_TOKENS) -> None:
     """Exactly ``new_tokens`` tokens: random weights may well say end-of-text at once."""
     import torch
 
-    ids = torch.tensor([prompt(model.config.vocab_size)])  # [1, tokens]
+    ids = torch.tensor([prompt(model.config.vocab_size, prompt_tokens)])  # [1, tokens]
     with torch.inference_mode():
         model.generate(
             ids,

@@ -13,14 +13,20 @@ def main() -> None:
     clock = Clock()
     model = llama_cpp.Llama(
         options.model,
-        n_ctx=128,
+        n_ctx=options.prompt_tokens + options.new_tokens + 16,
         n_threads=options.threads,
         n_threads_batch=options.threads,
         use_mmap=True,
         verbose=False,
     )
+    if options.warm:
+        for made, _ in enumerate(model.generate(prompt(model.n_vocab()), temp=0.0, repeat_penalty=1.0), start=1):
+            if made == 2:
+                break
+        model.reset()
     clock.ready()
-    for made, token in enumerate(model.generate(prompt(model.n_vocab()), temp=0.0, repeat_penalty=1.0), start=1):
+    ids = prompt(model.n_vocab(), options.prompt_tokens)
+    for made, token in enumerate(model.generate(ids, temp=0.0, repeat_penalty=1.0), start=1):
         clock.token(token)
         if made == options.new_tokens:
             break

@@ -20,13 +20,15 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model", help="checkpoint folder, or GGUF file")
     parser.add_argument("--new-tokens", type=int, default=4)
+    parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS)
+    parser.add_argument("--warm", action="store_true", help="generate two tokens first, so that all weights are there")
     parser.add_argument("--threads", type=int, default=2)
     return parser
 
 
-def prompt(vocab_size: int) -> list[int]:
+def prompt(vocab_size: int, tokens: int = PROMPT_TOKENS) -> list[int]:
     """The same made-up prompt for everybody: token ids spread over the vocabulary, clear of the special ones."""
-    return [300 + 997 * position % (vocab_size - 300) for position in range(PROMPT_TOKENS)]
+    return [300 + 997 * position % (vocab_size - 300) for position in range(tokens)]
 
 
 def disk_bytes() -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 
 from from_transformers import generate, import_everything
-from measure import PROMPT_TOKENS, Clock, arguments
+from measure import Clock, arguments
 
 
 def main() -> None:
     """Command line; one JSON line at the end of stdout."""
     parser = arguments(__doc__)
     parser.add_argument("--ram-bytes", type=int, required=True, help="outsize's budget for the whole process")
+    parser.add_argument("--weights", default="native")
     options = parser.parse_args()
     from importlib.metadata import version
 
@@ -23,12 +24,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     import_everything(options.model)
     clock = Clock()
-    context = PROMPT_TOKENS + options.new_tokens  # no peer sets memory aside for more
-    model = outsize.load(options.model, ram=options.ram_bytes, no_gpu=True, context=context)
+    context = options.prompt_tokens + options.new_tokens  # no peer sets memory aside for more
+    model = outsize.load(options.model, weights=options.weights, ram=options.ram_bytes, no_gpu=True, context=context)
+    if options.warm:
+        generate(model, Clock(), 2)
     clock.ready()
     with contextlib.closing(model.outsize):
-        generate(model, clock, options.new_tokens)
-        print(clock.report("outsize", version("outsize"), ram_bytes=options.ram_bytes))
+        generate(model, clock, options.new_tokens, options.prompt_tokens)
+        predicted = model.outsize.plan.predicted
+        more = {"predicted_token_s": predicted.token_s, "predicted_first_token_s": predicted.first_token_s}
+        compact = any(item.compact for item in model.outsize.plan.items)
+        print(clock.report("outsize", version("outsize"), ram_bytes=options.ram_bytes, compact=compact, **more))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ def main() -> None:
     import_everything(options.model)
     clock = Clock()
     model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
+    if options.warm:
+        generate(model, Clock(), 2)
     clock.ready()
-    generate(model, clock, options.new_tokens)
+    generate(model, clock, options.new_tokens, options.prompt_tokens)
     print(clock.report("transformers", transformers.__version__))
 
 
