@@ -250,6 +250,16 @@ def test_a_missing_weight_that_is_tied_to_one_that_is_there() -> None:
         rehearse(state, model)
 
 
+def test_names_that_transformers_changes_for_one_class_alone() -> None:
+    """GPT-NeoX' head, as published: its renaming is of the class, not of the model type."""
+    model = ARCHITECTURES["gpt_neox"].make_model()
+    state = dict(model.state_dict())
+    state["embed_out.weight"] = state.pop("lm_head.weight")
+    skeleton = rehearse(state, model)
+    head = next(unit for unit in skeleton.units if unit.role == "head")
+    assert [weight.name for weight in head.weights] == ["lm_head.weight"]
+
+
 def test_a_weight_of_another_shape() -> None:
     model = ARCHITECTURES["llama"].make_model()
     state = {**model.state_dict(), "model.norm.weight": torch.ones(31)}

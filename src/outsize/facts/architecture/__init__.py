@@ -183,7 +183,9 @@ def rehearse(
             _refuse_gaps(model, info)
             return cls._finalize_model_loading(model, load_config, info)
 
-    Rehearsal.__name__ = cls.__name__
+    # Its name and module are those of the class: transformers finds renamings by the one, and for a class of another
+    # module than its own it uses none.
+    Rehearsal.__name__, Rehearsal.__module__ = cls.__name__, cls.__module__
     with _quiet(), _sequential_load():
         model = Rehearsal.from_pretrained(None, config=config, state_dict=recorded, dtype="auto")
     model.__class__ = cls
