@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from compressed_tensors.compressors import ModelCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, apply_quantization_config
 from compressed_tensors.quantization.utils import calculate_qparams, is_module_quantized
@@ -76,6 +77,20 @@ def write_quantised(
         model.save_pretrained(folder)
     compressor.update_config(str(folder))
     return folder
+
+
+def transformers_own(folder: Path, *, dequantize: bool = True) -> Any:
+    """The folder's model by transformers and the package, all weights multiplied out.
+
+    ``dequantize``: by transformers, as it loads; by the package at the first forward pass otherwise, which cannot load
+    packed zero points (0.20).
+    """
+    config = transformers.AutoConfig.from_pretrained(folder)
+    auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+    how = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that both the folder and the call say how it is quantised
+        return getattr(transformers, auto).from_pretrained(folder, **how)
 
 
 def quantization_config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from outsize.errors import UnsupportedModel, UsageError
+from outsize.errors import UsageError
 from outsize.facts.cache_folder import outsize_cache
 from outsize.facts.folder import ModelFolder, open_folder
 from outsize.facts.quantisation import read_quantisation
@@ -48,12 +48,7 @@ def converted_folder(
     """
     found = find_folder(model, revision)
     if found is not None and read_quantisation(found.config) is not None:
-        folder = fetch_folder(model, revision, on_download)
-        if weights not in (formats := folder_spec(folder).formats):
-            have = " and ".join(sorted(formats)) or "nothing quantised"
-            what = f"{folder.origin} is quantised already"
-            raise UnsupportedModel(what, need=weights, have=have, remedy="the native checkpoint, or no --weights")
-        return folder
+        return fetch_folder(model, revision, on_download)  # whether it is in that format, planning says
     if found is not None and found.path is not None:
         identity = identify(found)
         place = cache_place(identity, weights)
