@@ -39,7 +39,7 @@ def decode_turns(problem: Problem, homes: Sequence[str]) -> list[Step]:
         ring = problem.is_streamed(homes, i)
         compute = problem.decode_s[homes[i]][i]
         if ring:
-            compute += problem.convert_s[i]
+            compute += problem.convert_s[i] + cost.HANDOVER_S * problem.parts[i]
         elif homes[i] == "disk":
             compute += cost.ROW_READ_S * problem.request.batch
         read = cost.read_s(problem.rest_bytes[i], disk) if ring else 0.0
