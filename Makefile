@@ -5,8 +5,10 @@ BASE_PYTHON := $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 PURE := src/outsize/facts/*,src/outsize/planning/*
+KERNELS := $(wildcard src/outsize/kernels/c/*) setup.py src/outsize/kernels/build.py
+SANITIZED := .venv/sanitized.so
 
-.PHONY: demo test check bench gpu-check clean
+.PHONY: demo test check sanitize bench gpu-check clean
 
 demo: $(READY)  ## plan the bundled model on a machine too small for it, then run it there
 	.venv/bin/outsize demo
@@ -15,11 +17,24 @@ test: $(READY)  ## all tests, and every line of facts/ and planning/ covered
 	.venv/bin/python -m pytest --cov --cov-report=
 	.venv/bin/coverage report --include='$(PURE)' --fail-under=100 --show-missing --skip-covered
 
-check: $(READY)  ## format, lint, types, floors
+check: $(READY) sanitize  ## format, lint, types, floors, and the kernels under sanitizers
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+sanitize: $(READY)  ## the tests of the kernels, with every read, write and overflow checked
+	@if command -v $${CC:-cc} >/dev/null; then $(MAKE) --no-print-directory sanitized-tests; \
+	else echo 'sanitize: skipped, for there is no C compiler here'; fi
+
+.PHONY: sanitized-tests
+sanitized-tests: $(SANITIZED)
+	OUTSIZE_KERNELS_LIBRARY=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
+	.venv/bin/python -m pytest -q -p no:cacheprovider tests/kernels/test_matmul.py
+
+$(SANITIZED): $(KERNELS) | $(READY)
+	.venv/bin/python -m outsize.kernels.build --sanitize --out $@
 
 bench: $(BENCH_READY)  ## spill against accelerate and llama.cpp, the small variant
 	.venv-bench/bin/python bench/spill.py --small
@@ -30,12 +45,12 @@ gpu-check:  ## the device checks, with the torch that is there: installs nothing
 clean:  ## forget the environments
 	rm -rf .venv .venv-bench
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(KERNELS)
 	$(BASE_PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(BENCH_READY): pyproject.toml constraints.txt bench/requirements.txt
+$(BENCH_READY): pyproject.toml constraints.txt bench/requirements.txt $(KERNELS)
 	$(BASE_PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --requirement bench/requirements.txt --editable .
 	touch $@

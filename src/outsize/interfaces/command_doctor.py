@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import outsize
+from outsize.errors import UsageError
 from outsize.facts.cache_folder import hub_cache
 from outsize.facts.cgroup import memory_limits
 from outsize.facts.detect import EMULATE, identity, this_machine, usable_cores
@@ -71,7 +72,7 @@ def examine(models: Path) -> Iterator[Check]:
     yield from gpus(machine)
     yield from drive(machine, models)
     yield measured()
-    yield Check("CPU kernels", "torch")
+    yield kernels_in_use()
 
 
 def libraries() -> Iterator[Check]:
@@ -182,3 +183,16 @@ def measured() -> Check:
     old = age > OLD_PROFILE_S
     value = f"{kept.profile.date or 'at an unknown time'}, kept in {path}"
     return Check("measured", value, "note" if old else "ok", "outsize probe, to measure again" if old else "")
+
+
+def kernels_in_use() -> Check:
+    """Which build of the CPU kernels computes here, or why it is torch."""
+    try:
+        from outsize.kernels.library import describe
+
+        value, remedy = describe()
+    except UsageError as error:
+        return Check("CPU kernels", error.what, "broken", f"OUTSIZE_KERNELS={error.have or 'auto'}")
+    except Exception as error:  # noqa: BLE001  a broken torch was said already
+        return Check("CPU kernels", f"not known: {error}", "broken")
+    return Check("CPU kernels", value, "note" if remedy else "ok", remedy)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.nn import functional
 
 from outsize.facts.packing import Packing
 
@@ -42,3 +45,13 @@ def _spread(per_group: torch.Tensor, group: int, inputs: int) -> torch.Tensor:
     if per_group.shape[-1] == 1:
         return per_group
     return per_group.repeat_interleave(group, dim=-1)[:, :inputs]
+
+
+def linear(x: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``functional.linear`` with a plain weight, or with a PackedWeight multiplied out in x's data type."""
+    packing = getattr(weight, "packing", None)
+    if packing is not None:
+        shape = (weight.values.shape[0], x.shape[-1])
+        weight = dequantise(weight.values, weight.scale, weight.zero_point, packing, shape, x.dtype)
+    with torch._C.DisableTorchFunctionSubclass():
+        return functional.linear(x, weight, bias)

@@ -1,0 +1,115 @@
+/* AVX2 with FMA and F16C: most x86 machines since 2013. */
+#include "kernels.h"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define PLANES(kind) ((kind) == NIBBLES) /* maddubs adds pairs in 16 bits: enough for nibbles, not for bytes */
+#define WIDTH 8
+#define AHEAD 2048 /* bytes; the hardware's own prefetching stops at every page */
+
+typedef __m256 vector;
+
+INLINE vector zero_vector(void) { return _mm256_setzero_ps(); }
+
+INLINE vector load_vector(const void *w, int type, int64_t i) {
+    if (type == FP32) return _mm256_loadu_ps((const float *)w + i);
+    __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)w + i));
+    if (type == FP16) return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+INLINE vector load_floats(const float *x) { return _mm256_loadu_ps(x); }
+INLINE vector fused(vector a, vector b, vector sum) { return _mm256_fmadd_ps(a, b, sum); }
+INLINE vector add(vector a, vector b) { return _mm256_add_ps(a, b); }
+INLINE void prefetch(const void *p) { _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0); }
+
+INLINE float sum_of(vector v) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+
+/* Two planes of nibbles of 32 inputs, as 16 + 16 bytes. */
+INLINE __m256i nibbles_of_half(const uint8_t *w) {
+    __m128i raw = _mm_loadu_si128((const __m128i *)w);
+    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
+    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+}
+
+/* Nibbles as bytes, in the order of the planes of activations; returns how many vectors. */
+INLINE int unpack_nibbles(__m256i *to, const uint8_t *w, int block) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    if (block == 32) {
+        to[0] = nibbles_of_half(w);
+        return 1;
+    }
+    const int half = block / 64;
+    for (int i = 0; i < half; i++) {
+        __m256i raw = LOAD(w + 32 * i);
+        to[i] = _mm256_and_si256(raw, mask);
+        to[half + i] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
+    }
+    return 2 * half;
+}
+
+INLINE __m256i dot_nibbles(const __m256i *w, const int8_t *x, int count) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i high = _mm256_setzero_si256(), low = high;
+    for (int i = 0; i < count; i++) { /* at most 4 * 2 * 15 * 128 < 2**15 */
+        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(w[i], LOAD(x + 32 * i)));
+        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(w[i], LOAD(x + 32 * (count + i))));
+    }
+    return _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(high, ones), 8), _mm256_madd_epi16(low, ones));
+}
+
+INLINE __m256i dot_bytes(const uint8_t *w, const int8_t *x, int sign, int block) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int i = 0; i < block; i += 16) {
+        __m128i raw = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(w + i)), _mm_set1_epi8((char)sign));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_cvtepu8_epi16(raw), LOAD(x + 2 * i)));
+    }
+    return sum;
+}
+
+INLINE __m128i sums_of(const __m256i *v) { /* four vectors into their four sums */
+    __m256i sum = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+}
+
+INLINE void dots(int32_t *sums, const uint8_t *w, const int8_t *x, int sign, int rows, int kind, int block) {
+    const int bytes = kind == NIBBLES ? block / 2 : block;
+    __m256i part[LANES];
+    for (int b = 0; b < LANES / rows; b++) {
+        const uint8_t *values = w + b * bytes;
+        for (int line = 0; line < (bytes + 63) / 64; line++) prefetch(values + 64 * line);
+        __m256i unpacked[4];
+        int count = kind == NIBBLES ? unpack_nibbles(unpacked, values, block) : 0;
+        for (int r = 0; r < rows; r++) {
+            const int8_t *activations = x + (b * rows + r) * 2 * block;
+            part[b * rows + r] = kind == NIBBLES ? dot_nibbles(unpacked, activations, count)
+                                                 : dot_bytes(values, activations, sign, block);
+        }
+    }
+    for (int i = 0; i < LANES; i += 4) _mm_storeu_si128((__m128i *)(sums + i), sums_of(part + i));
+}
+
+#include "packed.h"
+#include "plain.h"
+
+const struct build outsize_avx2 = {widen, plain, quantise, packed, dequantise};
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#else
+const struct build outsize_avx2 = {0, 0, 0, 0, 0};
+#endif

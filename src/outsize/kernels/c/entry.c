@@ -1,0 +1,158 @@
+/* What Python calls: which builds there are, and one multiplication by any of them, shared among threads. */
+#include "kernels.h"
+
+#include <stdlib.h>
+
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { BUILDS = 5 };
+
+static const struct build *const builds[BUILDS] = {
+    &outsize_baseline, &outsize_avx2, &outsize_avx512, &outsize_vnni, &outsize_bf16,
+};
+
+EXPORT int outsize_abi(void) { return ABI; }
+
+/* Bit i: this library has build i. */
+EXPORT unsigned outsize_built(void) {
+    unsigned mask = 0;
+    for (int i = 0; i < BUILDS; i++) mask |= builds[i]->packed ? 1u << i : 0;
+    return mask;
+}
+
+/* Bit i: this processor, and the system that saves its registers, can run build i. */
+EXPORT unsigned outsize_runnable(void) {
+    unsigned mask = 1;
+#ifdef __x86_64__
+    unsigned a, b, c, d, b7, c7, d7, a71 = 0, most, kept, unused;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return mask;
+    if (!__get_cpuid_count(7, 0, &most, &b7, &c7, &d7)) return mask;
+    if (most >= 1 && __get_cpuid_count(7, 1, &a, &b, &unused, &d)) a71 = a;
+    __asm__("xgetbv" : "=a"(kept), "=d"(unused) : "c"(0));
+    if ((kept & 0x6) != 0x6 || !(c & bit_FMA) || !(c & bit_F16C) || !(b7 & bit_AVX2)) return mask;
+    mask |= 1u << 1;
+    const unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    if ((kept & 0xe6) != 0xe6 || (b7 & needed) != needed) return mask;
+    mask |= 1u << 2;
+    if (!(c7 & 1u << 11)) return mask; /* AVX512_VNNI */
+    mask |= 1u << 3;
+    if (a71 & 1u << 5) mask |= 1u << 4; /* AVX512_BF16 */
+#endif
+    return mask;
+}
+
+/* Threads: the functions of the OpenMP that the process has loaded, so that torch's pool is joined and no second one is
+ * made. Without them (null), the calling thread does all. The signatures are those of GNU's libgomp, which LLVM's and
+ * Intel's offer too. */
+typedef void parallel_function(void (*)(void *), void *, unsigned threads, unsigned flags);
+typedef int number_function(void);
+
+struct threads {
+    parallel_function *parallel;
+    number_function *number, *count;
+};
+
+struct shared {
+    void (*work)(const struct call *, int64_t, int64_t);
+    const struct call *call;
+    const struct threads *threads;
+    int64_t count, step;
+};
+
+static void part(void *argument) {
+    const struct shared *s = argument;
+    int64_t me = s->threads->number(), all = s->threads->count(), steps = (s->count + s->step - 1) / s->step;
+    int64_t first = steps * me / all * s->step, last = steps * (me + 1) / all * s->step;
+    if (last > s->count) last = s->count;
+    if (first < last) s->work(s->call, first, last);
+}
+
+/* 0 .. count in contiguous ranges of whole steps, one for each thread. */
+static void share(const struct threads *threads, int number, void (*work)(const struct call *, int64_t, int64_t),
+                  const struct call *call, int64_t count, int64_t step) {
+    if (number < 2 || !threads->parallel) {
+        work(call, 0, count);
+        return;
+    }
+    struct shared s = {work, call, threads, count, step};
+    threads->parallel(part, &s, (unsigned)number, 0);
+}
+
+static struct threads pool;
+
+EXPORT void outsize_use_threads(parallel_function *parallel, number_function *number, number_function *count) {
+    pool = (struct threads){parallel, number, count};
+}
+
+enum { SHARED_FROM = 1 << 15 }; /* activations: fewer are prepared by the calling thread sooner than a team is woken */
+
+static void *scratch_of(size_t bytes, void **whole) {
+    *whole = malloc(bytes + 64);
+    return *whole ? (void *)(((uintptr_t)*whole + 63) & ~(uintptr_t)63) : NULL;
+}
+
+/* y [rows, out] = x [rows, in] @ weight [out, in].T + bias, for 1 to 16 rows. 0, or -1 where there is no memory. */
+EXPORT int outsize_plain(int build, int threads, int64_t rows, int64_t in, int64_t out, const void *x, int x_type,
+                         const void *weight, int weight_type, const void *bias, void *y) {
+    struct call c = {.rows = rows, .in = in, .out = out, .x = x, .x_type = x_type, .weight = weight,
+                     .weight_type = weight_type, .bias = bias, .y = y};
+    void *whole;
+    c.padded = (in + PAD - 1) / PAD * PAD;
+    c.plain = scratch_of((size_t)(rows * c.padded) * sizeof(float), &whole);
+    if (!c.plain) return -1;
+    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->widen, &c, rows, 1);
+    share(&pool, threads, builds[build]->plain, &c, out, 1);
+    free(whole);
+    return 0;
+}
+
+/* Scratch for quantised activations, one after the other; returns the bytes, and says where each lies if `base`. */
+static size_t lay_out(struct call *c, char *base) {
+    const int64_t blocks = (c->in + c->packed->block - 1) / c->packed->block;
+    const int64_t padded = (blocks + LANES - 1) / LANES * LANES;
+    size_t at = 0;
+    for (int64_t row = 0, group = 0; row < c->rows; group++) {
+        int64_t together = packed_rows_at_once(c->rows - row, c->packed->block), count = padded * together;
+        if (base) {
+            char *sums = base + at + count * 2 * c->packed->block;
+            c->quantised[group] = (struct rows){padded, (int8_t *)(base + at), (int32_t *)sums,
+                                                (float *)(sums + count * (int64_t)sizeof(int32_t))};
+        }
+        at += (size_t)(count * (2 * c->packed->block + (int64_t)sizeof(int32_t) + (int64_t)sizeof(float)));
+        row += together;
+    }
+    return at;
+}
+
+/* As outsize_plain, with a weight of `bits` bits in groups; see struct packed. */
+EXPORT int outsize_packed(int build, int threads, int64_t rows, int64_t in, int64_t out, const void *x, int x_type,
+                          const void *values, int kind, int64_t stride, int64_t group, int block, const void *scale,
+                          int scale_type, const void *zero, int zero_kind, const void *bias, void *y) {
+    struct packed w = {.in = in, .out = out, .group = group, .groups = (in + group - 1) / group, .stride = stride,
+                       .values = values, .scale = scale, .zero = zero, .kind = kind, .scale_type = scale_type,
+                       .zero_kind = zero_kind, .block = block};
+    struct call c = {.rows = rows, .in = in, .out = out, .x = x, .x_type = x_type, .packed = &w, .bias = bias, .y = y};
+    void *whole;
+    char *base = scratch_of(lay_out(&c, NULL), &whole);
+    if (!base) return -1;
+    lay_out(&c, base);
+    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->quantise, &c, c.quantised[0].blocks, 1);
+    share(&pool, threads, builds[build]->packed, &c, out, 1);
+    free(whole);
+    return 0;
+}
+
+/* Rows first .. last of the weight itself, of type y_type: y [last - first, in]. */
+EXPORT void outsize_dequantise(int build, int threads, int64_t in, int64_t first, int64_t last, const void *values,
+                               int kind, int64_t stride, int64_t group, int block, const void *scale, int scale_type,
+                               const void *zero, int zero_kind, void *y, int y_type) {
+    struct packed w = {.in = in, .out = last, .group = group, .groups = (in + group - 1) / group, .stride = stride,
+                       .values = values, .scale = scale, .zero = zero, .kind = kind, .scale_type = scale_type,
+                       .zero_kind = zero_kind, .block = block};
+    struct call c = {.in = in, .out = last, .first = first, .x_type = y_type, .packed = &w, .y = y};
+    share(&pool, threads, builds[build]->dequantise, &c, last - first, 1);
+}

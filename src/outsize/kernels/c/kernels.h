@@ -1,0 +1,153 @@
+/* What every build shares: the arguments of a call, numbers of other types, and the table of functions of a build. */
+#ifndef OUTSIZE_KERNELS_H
+#define OUTSIZE_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifndef INLINE /* sanitizers are built without, in a fifth of the time */
+#define INLINE static inline __attribute__((always_inline))
+#endif
+#define ABI 1
+
+enum { BF16 = 0, FP16 = 1, FP32 = 2 };              /* types of activations, plain weights and scales */
+enum { NIBBLES = 0, BYTES = 1, SIGNED_BYTES = 2 };  /* stored values: value + 8, value + 128, value */
+enum { NO_ZEROS = 0, PACKED_ZEROS = 1, BYTE_ZEROS = 2 };
+
+enum {
+    MOST_ROWS = 16, /* rows of activations that one reading of the weights serves */
+    LANES = 16,     /* sums (a row of activations times a block of inputs) that are computed together */
+    PAD = 64        /* inputs to which scratch is padded with zeros */
+};
+
+/* A weight [out, in], quantised in groups of `group` inputs along a row. */
+struct packed {
+    int64_t in, out, group, groups, stride; /* stride: bytes of a row of values */
+    const uint8_t *values;
+    const void *scale; /* [out, groups] */
+    const void *zero;  /* PACKED_ZEROS: int32 words [ceil(out * bits / 32), groups]; BYTE_ZEROS: int8 [out, groups] */
+    int kind, scale_type, zero_kind;
+    int block; /* inputs that share one scale of activations: 128, 64 or 32; divides the group unless it is the row */
+};
+
+/* Activations, quantised: blocks of up to 8 rows beside each other. */
+struct rows {
+    int64_t blocks;    /* padded to LANES */
+    int8_t *values;    /* [blocks, rows, 2 * block]: two planes of bytes, or words */
+    int32_t *sums;     /* [blocks, rows] */
+    float *scales;     /* [blocks, rows] */
+};
+
+/* One call: y [rows, out] = x [rows, in] @ weight.T + bias. */
+struct call {
+    int64_t rows, in, out;
+    int64_t first; /* output that the first row of y is, where a weight is multiplied out */
+    const void *x;
+    int x_type;
+    const void *weight; /* plain: [out, in] */
+    int weight_type;
+    const struct packed *packed;
+    const void *bias; /* of x's type, or null */
+    void *y;          /* of x's type */
+    float *plain;     /* scratch: x as float [rows, padded], or as bf16 */
+    int64_t padded;
+    struct rows quantised[MOST_ROWS]; /* scratch: one per group of rows */
+};
+
+/* The functions of one build. Each takes a range of the work, so that threads share a call. */
+struct build {
+    void (*widen)(const struct call *, int64_t first_row, int64_t last_row);
+    void (*plain)(const struct call *, int64_t first_out, int64_t last_out);
+    void (*quantise)(const struct call *, int64_t first_block, int64_t last_block);
+    void (*packed)(const struct call *, int64_t first_out, int64_t last_out);
+    void (*dequantise)(const struct call *, int64_t first_row, int64_t last_row);
+};
+
+extern const struct build outsize_baseline;
+extern const struct build outsize_avx2;
+extern const struct build outsize_avx512;
+extern const struct build outsize_vnni;
+extern const struct build outsize_bf16;
+
+/* Shared with builds that add to another. */
+void outsize_quantise_vnni(const struct call *, int64_t first_block, int64_t last_block);
+void outsize_packed_vnni(const struct call *, int64_t first_out, int64_t last_out);
+void outsize_dequantise_vnni(const struct call *, int64_t first_out, int64_t last_out);
+
+/* Rows are taken 8, 4, 2 and 1 at a time: the most that still fits. */
+INLINE int rows_at_once(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+/* Of packed weights too; in small blocks, which are rare, 4 or 1. */
+INLINE int packed_rows_at_once(int64_t left, int block) {
+    return block == 128 ? rows_at_once(left) : left >= 4 ? 4 : 1;
+}
+
+INLINE uint32_t bits_of(float f) {
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return u;
+}
+
+INLINE float float_of(uint32_t u) {
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+INLINE float from_bf16(uint16_t h) { return float_of((uint32_t)h << 16); }
+
+INLINE uint16_t to_bf16(float f) {
+    uint32_t u = bits_of(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+INLINE float from_fp16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+    uint32_t rest = (uint32_t)(h & 0x7fff) << 13;
+    float value = float_of(rest) * float_of(0x77800000u); /* 2**112: the exponent's other bias; exact, subnormals too */
+    uint32_t u = rest >= 0x0f800000u ? rest | 0x7f800000u : bits_of(value);
+    return float_of(u | sign);
+}
+
+INLINE uint16_t to_fp16(float f) {
+    uint32_t u = bits_of(f), sign = (u >> 16) & 0x8000;
+    u &= 0x7fffffffu;
+    if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+    if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);
+    if (u < 0x38800000u) /* subnormal: adding 0.5 rounds at the last bit of fp16, to even */
+        return (uint16_t)(sign | (bits_of(float_of(u) + 0.5f) - 0x3f000000u));
+    return (uint16_t)(sign | ((u - 0x38000000u + 0xfff + ((u >> 13) & 1)) >> 13));
+}
+
+INLINE float load_one(const void *p, int type, int64_t i) {
+    if (type == FP32) return ((const float *)p)[i];
+    uint16_t h = ((const uint16_t *)p)[i];
+    return type == BF16 ? from_bf16(h) : from_fp16(h);
+}
+
+INLINE void store_one(void *p, int type, int64_t i, float f) {
+    if (type == FP32)
+        ((float *)p)[i] = f;
+    else
+        ((uint16_t *)p)[i] = type == BF16 ? to_bf16(f) : to_fp16(f);
+}
+
+/* `count` numbers of any type as float; the type is looked at once, so that the loops are made of vectors. */
+INLINE void load_some(float *to, const void *p, int type, int64_t start, int64_t count) {
+    if (type == FP32)
+        memcpy(to, (const float *)p + start, (size_t)count * sizeof(float));
+    else if (type == BF16)
+        for (int64_t i = 0; i < count; i++) to[i] = from_bf16(((const uint16_t *)p)[start + i]);
+    else
+        for (int64_t i = 0; i < count; i++) to[i] = from_fp16(((const uint16_t *)p)[start + i]);
+}
+
+/* What an output is: the sum, the bias, and one rounding. */
+INLINE void finish(const struct call *c, int64_t row, int64_t out, float sum) {
+    if (c->bias) sum += load_one(c->bias, c->x_type, out);
+    store_one(c->y, c->x_type, row * c->out + out, sum);
+}
+
+#endif

@@ -1,0 +1,127 @@
+/* Vectors of 512 bits, for the builds avx512, vnni and bf16; VNNI says whether there are instructions for dot products. */
+#include <immintrin.h>
+
+#define PLANES(kind) (VNNI || (kind) == NIBBLES)
+#define WIDTH 16
+#define AHEAD 2048 /* bytes; the hardware's own prefetching stops at every page */
+
+typedef __m512 vector;
+
+INLINE vector zero_vector(void) { return _mm512_setzero_ps(); }
+
+INLINE vector load_vector(const void *w, int type, int64_t i) {
+    if (type == FP32) return _mm512_loadu_ps((const float *)w + i);
+    __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)w + i));
+    if (type == FP16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+INLINE vector load_floats(const float *x) { return _mm512_loadu_ps(x); }
+INLINE vector fused(vector a, vector b, vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+INLINE vector add(vector a, vector b) { return _mm512_add_ps(a, b); }
+INLINE float sum_of(vector v) { return _mm512_reduce_add_ps(v); }
+INLINE void prefetch(const void *p) { _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0); }
+
+#define LOAD(p) _mm512_loadu_si512(p)
+#define LOAD_HALF(p) _mm256_loadu_si256((const __m256i *)(p))
+
+typedef struct {
+    __m512i first, second; /* the second is used by blocks of 128 inputs only */
+} weights;
+
+/* Values as bytes, in the order of the planes of activations; a block of 32 fills half a vector, zeros the other. */
+INLINE weights unpack(const uint8_t *w, int sign, int kind, int block) {
+    const __m512i mask = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)sign);
+    weights to = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    if (kind == NIBBLES && block == 128) {
+        __m512i raw = LOAD(w);
+        to.first = _mm512_and_si512(raw, mask);
+        to.second = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
+    } else if (kind == NIBBLES && block == 64) {
+        __m256i raw = LOAD_HALF(w);
+        to.first = _mm512_inserti64x4(_mm512_castsi256_si512(raw), _mm256_srli_epi16(raw, 4), 1);
+        to.first = _mm512_and_si512(to.first, mask);
+    } else if (kind == NIBBLES) {
+        __m128i raw = _mm_loadu_si128((const __m128i *)w);
+        __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
+        to.first = _mm512_zextsi256_si512(_mm256_and_si256(both, _mm512_castsi512_si256(mask)));
+    } else if (block == 32) {
+        to.first = _mm512_zextsi256_si512(_mm256_xor_si256(LOAD_HALF(w), _mm512_castsi512_si256(flip)));
+    } else {
+        to.first = _mm512_xor_si512(LOAD(w), flip);
+        if (block == 128) to.second = _mm512_xor_si512(LOAD(w + 64), flip);
+    }
+    return to;
+}
+
+/* Sums of 4 products of bytes, added to `sum`. */
+INLINE __m512i dot_plane(__m512i sum, __m512i w, __m512i x) {
+#if VNNI
+    return _mm512_dpbusd_epi32(sum, w, x);
+#else /* for nibbles only: pairs in 16 bits */
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
+#endif
+}
+
+INLINE __m512i dot(weights w, const int8_t *x, int kind, int block) {
+    __m512i zero = _mm512_setzero_si512();
+    if (!PLANES(kind)) {
+        __m512i sum = _mm512_madd_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(w.first)), LOAD(x));
+        if (block >= 64) {
+            __m512i wide = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(w.first, 1));
+            sum = _mm512_add_epi32(sum, _mm512_madd_epi16(wide, LOAD(x + 64)));
+        }
+        if (block == 128) {
+            __m512i wide = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(w.second));
+            sum = _mm512_add_epi32(sum, _mm512_madd_epi16(wide, LOAD(x + 128)));
+            wide = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(w.second, 1));
+            sum = _mm512_add_epi32(sum, _mm512_madd_epi16(wide, LOAD(x + 192)));
+        }
+        return sum;
+    }
+    __m512i high, low;
+    if (block == 32) {
+        high = dot_plane(zero, w.first, _mm512_zextsi256_si512(LOAD_HALF(x)));
+        low = dot_plane(zero, w.first, _mm512_zextsi256_si512(LOAD_HALF(x + 32)));
+    } else {
+        high = dot_plane(zero, w.first, LOAD(x));
+        low = dot_plane(zero, w.first, LOAD(x + block));
+    }
+    if (block == 128) {
+        high = dot_plane(high, w.second, LOAD(x + 64));
+        low = dot_plane(low, w.second, LOAD(x + 192));
+    }
+    return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+}
+
+INLINE __m512i add_halves32(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+}
+
+INLINE __m512i add_halves64(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+
+/* Sixteen vectors into their sixteen sums. */
+INLINE __m512i sums_of(const __m512i *v) {
+    __m512i four[4], two[2];
+    for (int i = 0; i < 4; i++)
+        four[i] = add_halves64(add_halves32(v[4 * i], v[4 * i + 1]), add_halves32(v[4 * i + 2], v[4 * i + 3]));
+    for (int i = 0; i < 2; i++)
+        two[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(four[2 * i], four[2 * i + 1], 0x44),
+                                  _mm512_shuffle_i32x4(four[2 * i], four[2 * i + 1], 0xee));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(two[0], two[1], 0x88), _mm512_shuffle_i32x4(two[0], two[1], 0xdd));
+}
+
+INLINE void dots(int32_t *sums, const uint8_t *w, const int8_t *x, int sign, int rows, int kind, int block) {
+    const int bytes = kind == NIBBLES ? block / 2 : block;
+    __m512i part[LANES];
+    for (int b = 0; b < LANES / rows; b++) {
+        const uint8_t *values = w + b * bytes;
+        for (int line = 0; line < (bytes + 63) / 64; line++) prefetch(values + 64 * line);
+        weights unpacked = unpack(values, sign, kind, block);
+        for (int r = 0; r < rows; r++)
+            part[b * rows + r] = dot(unpacked, x + (b * rows + r) * 2 * block, kind, block);
+    }
+    _mm512_storeu_si512(sums, sums_of(part));
+}

@@ -1,0 +1,137 @@
+"""The compiled kernels: where they are, which builds they have, and which one this processor gets."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: F401  loads the OpenMP whose threads are to be shared
+
+from outsize.errors import OutsizeError, UsageError
+from outsize.kernels.build import HERE, file_name
+
+VARIABLE = "OUTSIZE_KERNELS"  # auto, torch or the name of a build
+LIBRARY = "OUTSIZE_KERNELS_LIBRARY"  # another file than the one beside this
+BUILDS = ("baseline", "avx2", "avx512", "vnni", "bf16")  # in the library's order; each is faster than those before it
+ABI = 1
+REBUILD = "python -m outsize.kernels.build"
+
+POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+WEIGHT = (POINTER, INT, LONG, LONG, INT, POINTER, INT, POINTER, INT)
+SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "outsize_abi": ((), INT),
+    "outsize_built": ((), ctypes.c_uint),
+    "outsize_runnable": ((), ctypes.c_uint),
+    "outsize_use_threads": ((POINTER, POINTER, POINTER), None),
+    "outsize_plain": ((INT, INT, LONG, LONG, LONG, POINTER, INT, POINTER, INT, POINTER, POINTER), INT),
+    "outsize_packed": ((INT, INT, LONG, LONG, LONG, POINTER, INT, *WEIGHT, POINTER, POINTER), INT),
+    "outsize_dequantise": ((INT, INT, LONG, LONG, LONG, *WEIGHT, POINTER, INT), None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A library that was loaded: its file, the builds in it that this processor can run, and its functions."""
+
+    path: Path
+    builds: tuple[str, ...]
+    threads: bool  # whether it shares torch's threads, or works with one alone
+    functions: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """One build of a library: its name, the number that the functions know it by, and the functions."""
+
+    name: str
+    index: int
+    plain: Any
+    packed: Any
+    dequantise: Any
+
+
+class NoLibrary(OutsizeError):
+    """There are no compiled kernels here, and why: the torch twins compute instead, if they may."""
+
+
+def kernels() -> Kernels | None:
+    """The build in use, as OUTSIZE_KERNELS says at this moment; None: the torch twins.
+
+    Raises UsageError for a name that means nothing or that this processor or library lacks.
+    """
+    return _chosen(os.environ.get(VARIABLE, "auto"), os.environ.get(LIBRARY))
+
+
+@cache
+def _chosen(name: str, path: str | None) -> Kernels | None:
+    if name == "torch":
+        return None
+    if name not in ("auto", *BUILDS):
+        raise UsageError(f"{VARIABLE}={name} is not known", remedy=", ".join(("auto", "torch", *BUILDS)))
+    try:
+        library = load(path)
+    except NoLibrary as error:
+        if name == "auto":
+            return None
+        raise UsageError(f"{VARIABLE}={name}, but {error.what}", remedy=error.remedy) from error
+    if name == "auto":
+        name = library.builds[-1]
+    if name not in library.builds:
+        raise UsageError(f"{VARIABLE}={name} cannot run here", have=", ".join(library.builds))
+    has = library.functions
+    return Kernels(name, BUILDS.index(name), has.outsize_plain, has.outsize_packed, has.outsize_dequantise)
+
+
+@cache
+def load(path: str | None = None) -> Library:
+    """Load the library from ``path``, or from beside this file. Raises NoLibrary."""
+    file = Path(path) if path else HERE / file_name()
+    if not file.is_file():
+        raise NoLibrary("the kernels were not compiled" if not path else f"there is no {file}", remedy=REBUILD)
+    try:
+        functions = ctypes.CDLL(str(file))
+        for name, (arguments, result) in SIGNATURES.items():
+            function = getattr(functions, name)
+            function.argtypes, function.restype = arguments, result
+            if name == "outsize_abi" and function() != ABI:
+                raise NoLibrary(f"{file.name} belongs to another version of outsize", remedy=REBUILD)
+    except (OSError, AttributeError) as error:
+        raise NoLibrary(f"{file.name} cannot be loaded: {error}", remedy=REBUILD) from error
+    can = functions.outsize_built() & functions.outsize_runnable()
+    builds = tuple(name for index, name in enumerate(BUILDS) if can >> index & 1)
+    return Library(file, builds, _share_threads(functions), functions)
+
+
+def _share_threads(functions: Any) -> bool:
+    """Hand the library the OpenMP that torch uses, whatever its file is called: there is to be one team of threads.
+
+    torch loads it for all to see. Its names are those that code compiled by gcc calls; LLVM's and Intel's have them.
+    """
+    process = ctypes.CDLL(None)
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    if not all(hasattr(process, name) for name in names):
+        return False
+    functions.outsize_use_threads(*(ctypes.cast(getattr(process, name), POINTER) for name in names))
+    return True
+
+
+def describe() -> tuple[str, str]:
+    """For a person: which kernels are used, and what would give better ones (or nothing).
+
+    Raises UsageError as ``kernels`` does.
+    """
+    chosen = kernels()
+    if os.environ.get(VARIABLE) == "torch":
+        return "torch", f"unset {VARIABLE}"
+    try:
+        library = load(os.environ.get(LIBRARY))
+    except NoLibrary as error:
+        return f"torch: {error.what}", error.remedy
+    assert chosen is not None  # there is a library, and torch was not asked for
+    others = [name for name in library.builds if name != chosen.name]
+    shared = "" if library.threads else "; on one thread: this torch shows no OpenMP"
+    return f"{chosen.name} (of {', '.join([*others, chosen.name])}){shared}", ""

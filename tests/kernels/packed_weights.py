@@ -1,0 +1,34 @@
+"""Weights made of random integers, and what they stand for in float64."""
+
+from __future__ import annotations
+
+import torch
+
+from outsize.facts.packing import Packing
+from outsize.kernels import twins
+from outsize.kernels.packed import PackedWeight
+
+WORD = 1 << 31
+
+
+def packed_weight(packing: Packing, out: int, inputs: int, seed: int = 0) -> PackedWeight:
+    """Any bits are a weight."""
+    made = torch.Generator().manual_seed(seed)
+
+    def integers(shape: tuple[int, ...]) -> torch.Tensor:
+        if packing.words:
+            return torch.randint(-WORD, WORD, shape, generator=made, dtype=torch.int64).to(torch.int32)
+        return torch.randint(-128, 128, shape, generator=made, dtype=torch.int64).to(torch.int8)
+
+    shape = (out, inputs)
+    scale = torch.rand(packing.scale_shape(shape), generator=made) * 0.01 + 0.001
+    zero_point = integers(packing.zero_point_shape(shape)) if packing.zero_points else None
+    return PackedWeight(
+        integers(packing.values_shape(shape)), scale.to(getattr(torch, packing.scale)), zero_point, packing, shape
+    )
+
+
+def exact(weight: PackedWeight) -> torch.Tensor:
+    """The weight [out, in] in float64."""
+    scale = weight.scale.double()
+    return twins.dequantise(weight.values, scale, weight.zero_point, weight.packing, tuple(weight.shape), torch.float64)
