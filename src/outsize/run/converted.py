@@ -15,6 +15,8 @@ from outsize.facts.folder import ModelFolder, open_folder
 from outsize.facts.quantisation import read_quantisation
 from outsize.facts.resolve import fetch_folder, find_folder
 from outsize.facts.surveys import folder_spec
+from outsize.planning.plan import Weights
+from outsize.planning.planner import as_stored
 from outsize.store.checksums import Checksums, read_checksums
 from outsize.store.convert import CONVERTER, PARTIAL, convert, is_converted
 from outsize.store.source import FolderSource, Identity, Source, identify, identify_commit
@@ -37,18 +39,20 @@ class Conversion:
 
 def converted_folder(
     model: str,
-    weights: str,
+    weights: Weights,
     revision: str | None = None,
     on_download: Progress | None = None,
     on_convert: Progress = _silent,
 ) -> ModelFolder:
     """The folder to run a model from in int8 or int4: itself if it is so, else its copy in the cache, made once.
 
-    Raises as ``convert_model`` does.
+    Raises as ``convert_model`` does, and UsageError for a model that is quantised to another format already.
     """
     found = find_folder(model, revision)
     if found is not None and read_quantisation(found.config) is not None:
-        return fetch_folder(model, revision, on_download)  # whether it is in that format, planning says
+        folder = fetch_folder(model, revision, on_download)
+        as_stored(folder_spec(folder), weights)
+        return folder
     if found is not None and found.path is not None:
         identity = identify(found)
         place = cache_place(identity, weights)

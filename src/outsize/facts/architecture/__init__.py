@@ -26,7 +26,7 @@ from outsize.errors import DamagedModel, ModelNotFound, UnsupportedModel, UsageE
 from outsize.facts.architecture.measure import Measured, measure
 from outsize.facts.architecture.packed import settle
 from outsize.facts.architecture.parts import divide
-from outsize.facts.architecture.recording import Expression, RecordingTensor, copies, sources
+from outsize.facts.architecture.recording import Expression, RecordingTensor, copies, is_whole, sources
 from outsize.facts.dtypes import BYTES
 from outsize.facts.folder import ModelFolder
 from outsize.facts.model import ModelSpec, ModuleSpec, Origin, Role, StoredTensor, TensorSpec
@@ -247,7 +247,7 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
             w.shape,
             _stored_dtype(w),
             name_of(w.dtype),
-            w.matmul and unit.role == "block",
+            w.matmul and unit.role == "block" and is_whole(w.expression),
             parts[w.name],
             w.packing,
         )

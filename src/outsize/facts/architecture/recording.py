@@ -81,6 +81,13 @@ def copies(expression: Expression) -> bool:
     return not expression.op.is_view or any(copies(leaf) for leaf in inner if _is_expression(leaf))
 
 
+def is_whole(expression: Expression) -> bool:
+    """Whether it is one weight of the checkpoint, as it is or in another data type: what can be packed, or is."""
+    if isinstance(expression, Call) and expression.op is torch.ops.aten._to_copy.default:
+        expression = expression.args[0]
+    return isinstance(expression, Source | Packed)
+
+
 def replay(
     expression: Expression, fetch: Callable[[StoredTensor], torch.Tensor], pack: Pack | None = None
 ) -> torch.Tensor:
