@@ -431,3 +431,27 @@ def test_no_link_is_followed_out_of_the_folder(tmp_path: Path) -> None:
     (source / "tokenizer.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(UntrustedModel, match="leaves the model's folder"):
         converted(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("stored", "runs"), [("float32", "bfloat16"), ("float16", "float32")])
+def test_weights_stored_in_another_type_than_they_run_in(
+    stored: str, runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
+    model = ARCHITECTURES["llama"].make_model().to(getattr(torch, stored))
+    source = write_checkpoint(tmp_path / "source", model, config_changes={"dtype": runs})
+    out = converted(source, tmp_path / "out")
+    packed = [name for name in stored_names(out) if name.endswith("_packed")]
+    assert len(packed) == 4 * 6
+    planned = outsize.plan(str(source), weights="int4", no_gpu=True)
+    assert sum(item.bytes for item in planned.items) == sum(
+        item.bytes for item in outsize.plan(str(out), weights="int4", no_gpu=True).items
+    )
+    ids = torch.arange(5, 13)[None]
+    with torch.no_grad(), outsize.load(out, no_gpu=True, context=32) as ours:
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=0.05, rtol=0.05)
+
+
+def stored_names(folder: Path) -> list[str]:
+    return [tensor.name for tensor in open_folder(folder).tensors]

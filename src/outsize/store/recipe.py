@@ -151,11 +151,12 @@ def _packing(
 ) -> tuple[Packing | None, str]:
     """How a tensor is quantised, and the name of its module; None and "" where it stays as it is.
 
-    Quantised are weights of Linear layers in blocks that are stored one to one.
+    Quantised are weights of Linear layers in blocks that are stored one to one, be it in another data type.
     """
     origin = spec.origins[tensor.name]
-    plain = len(origin.names) == 1 and not origin.copies and stored.shape == tensor.shape and len(stored.shape) == 2
-    if not (module.role == "block" and tensor.matmul and plain and stored.dtype in FLOATS):
+    cast = tensor.stored != tensor.runtime
+    plain = len(origin.names) == 1 and (cast or not origin.copies) and stored.shape == tensor.shape
+    if not (module.role == "block" and tensor.matmul and plain and stored.dtype in FLOATS and len(stored.shape) == 2):
         return None, ""
     if not (stored.name.endswith(".weight") and tensor.name.endswith(".weight")):
         return None, ""
