@@ -21,6 +21,12 @@ def calm() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The torch twins, which give transformers' own bits; test_kernels.py is about the compiled kernels."""
+    monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
+
+
+@pytest.fixture(autouse=True)
 def divided(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few KB are streamed in parts, and single tensors of them kept, as those of a few hundred MB are."""
     monkeypatch.setattr("outsize.facts.architecture.parts.LEAST_BYTES", 0)

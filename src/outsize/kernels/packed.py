@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from outsize.errors import OutsizeError
 from outsize.facts.packing import Packing
-from outsize.kernels import twins
+from outsize.kernels import matmul, twins
 
 ATEN = torch.ops.aten
 SAME = frozenset({ATEN.detach.default, ATEN.alias.default, ATEN.lift_fresh.default})
@@ -115,7 +115,8 @@ class PackedWeight(torch.Tensor):
         return PackedWeight(change(self.values), scale, zero_point, self.packing, tuple(self.shape))
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    if not isinstance(weight, PackedWeight):  # packed where the input or the bias would be
-        return functional.linear(*tree_map_only(PackedWeight, PackedWeight.dequantised, (x, weight, bias)))
-    return functional.linear(x, weight.dequantised(), bias)
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``functional.linear``, by the names that it gives its arguments."""
+    if isinstance(weight, PackedWeight) and not isinstance(input, PackedWeight) and not isinstance(bias, PackedWeight):
+        return matmul.linear(input, weight, bias)
+    return functional.linear(*tree_map_only(PackedWeight, PackedWeight.dequantised, (input, weight, bias)))

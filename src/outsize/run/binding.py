@@ -11,6 +11,8 @@ from outsize.facts.architecture import Slot, Unit, Weight
 from outsize.facts.architecture.recording import replay, sources
 from outsize.facts.bf12 import bf12_bytes
 from outsize.facts.model import StoredTensor
+from outsize.kernels.dense import KernelWeight
+from outsize.kernels.library import kernels
 from outsize.kernels.packed import PackedWeight
 from outsize.run.placeholders import AbsentTensor, RowsOnDisk
 from outsize.store.layout import Layout, lay_out
@@ -69,8 +71,17 @@ class Binding:
         shared: torch.Tensor | None = None
         for slot in self._slots[weight.name]:
             if shared is None:
-                shared = tensor if slot.buffer else nn.Parameter(tensor, requires_grad=False)
+                shared = tensor if slot.buffer else self._parameter(weight, tensor)
             put(slot, shared)
+
+    def _parameter(self, weight: Weight, tensor: torch.Tensor) -> torch.Tensor:
+        """What a module holds: a plain parameter, or what the kernels multiply with, where they do."""
+        plain = type(tensor) is torch.Tensor
+        if plain and weight.matmul and self.device.type == "cpu" and kernels() is not None:
+            seen = tensor.as_subclass(KernelWeight)
+            seen._is_param = True  # type: ignore[attr-defined]  # all that nn.Parameter checks in subclasses
+            return seen
+        return nn.Parameter(tensor, requires_grad=False)
 
     def _fetch(self, memory: Memory) -> Callable[[StoredTensor], torch.Tensor]:
         def fetch(stored: StoredTensor) -> torch.Tensor:
