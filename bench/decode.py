@@ -2,8 +2,8 @@
 
     python bench/decode.py                 a 7B shape in bfloat16, int8 and int4; some 40 GB of checkpoints
 
-Beside each figure stands the physical limit: the bytes that a token reads at the rate at which the memory was read in the
-same run. The table goes to stdout, and the last line there is a JSON object.
+Beside each figure stands the physical limit: the bytes that a token reads at the rate at which the memory was read in
+the same run. The table goes to stdout, and the last line there is a JSON object.
 """
 
 from __future__ import annotations
