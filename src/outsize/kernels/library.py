@@ -17,10 +17,11 @@ from outsize.kernels.build import HERE, file_name
 VARIABLE = "OUTSIZE_KERNELS"  # auto, torch or the name of a build
 LIBRARY = "OUTSIZE_KERNELS_LIBRARY"  # another file than the one beside this
 BUILDS = ("baseline", "avx2", "avx512", "vnni", "bf16")  # in the library's order; each is faster than those before it
-ABI = 1
+ABI = 2
 REBUILD = "python -m outsize.kernels.build"
 
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+BF12 = (LONG, LONG, POINTER, POINTER, POINTER, POINTER)
 WEIGHT = (POINTER, INT, LONG, LONG, INT, POINTER, INT, POINTER, INT)
 SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "outsize_abi": ((), INT),
@@ -29,6 +30,9 @@ SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "outsize_use_threads": ((POINTER, POINTER, POINTER), None),
     "outsize_plain": ((INT, INT, LONG, LONG, LONG, POINTER, INT, POINTER, INT, POINTER, POINTER), INT),
     "outsize_packed": ((INT, INT, LONG, LONG, LONG, POINTER, INT, *WEIGHT, POINTER, POINTER), INT),
+    "outsize_bf12_encode": ((INT, INT, POINTER, LONG, LONG, *BF12), LONG),
+    "outsize_bf12_expand": ((INT, INT, LONG, LONG, POINTER, *BF12), None),
+    "outsize_bf12_linear": ((INT, INT, LONG, POINTER, INT, *BF12, POINTER, POINTER), INT),
     "outsize_dequantise": ((INT, INT, LONG, LONG, LONG, *WEIGHT, POINTER, INT), None),
 }
 
@@ -52,6 +56,9 @@ class Kernels:
     plain: Any
     packed: Any
     dequantise: Any
+    bf12_encode: Any
+    bf12_expand: Any
+    bf12_linear: Any
 
 
 class NoLibrary(OutsizeError):
@@ -83,7 +90,10 @@ def _chosen(name: str, path: str | None) -> Kernels | None:
     if name not in library.builds:
         raise UsageError(f"{VARIABLE}={name} cannot run here", have=", ".join(library.builds))
     has = library.functions
-    return Kernels(name, BUILDS.index(name), has.outsize_plain, has.outsize_packed, has.outsize_dequantise)
+    return Kernels(
+        name, BUILDS.index(name), has.outsize_plain, has.outsize_packed, has.outsize_dequantise,
+        has.outsize_bf12_encode, has.outsize_bf12_expand, has.outsize_bf12_linear,
+    )  # fmt: skip
 
 
 @cache

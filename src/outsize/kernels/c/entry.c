@@ -88,6 +88,28 @@ EXPORT void outsize_use_threads(parallel_function *parallel, number_function *nu
     pool = (struct threads){parallel, number, count};
 }
 
+struct team {
+    void (*work)(void *, int64_t, int64_t);
+    void *argument;
+    int64_t count;
+};
+
+static void member(void *argument) {
+    struct team *team = argument;
+    int64_t me = pool.number(), all = pool.count();
+    if (me == 0) team->count = all;
+    team->work(team->argument, me, all);
+}
+
+int64_t outsize_team(int threads, void (*work)(void *, int64_t, int64_t), void *argument) {
+    struct team team = {work, argument, 1};
+    if (threads < 2 || !pool.parallel)
+        work(argument, 0, 1);
+    else
+        pool.parallel(member, &team, (unsigned)threads, 0);
+    return team.count;
+}
+
 enum { SHARED_FROM = 1 << 15 }; /* activations: fewer are prepared by the calling thread sooner than a team is woken */
 
 static void *scratch_of(size_t bytes, void **whole) {

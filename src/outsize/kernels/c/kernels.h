@@ -9,7 +9,7 @@
 #ifndef INLINE /* sanitizers are built without, in a fifth of the time */
 #define INLINE static inline __attribute__((always_inline))
 #endif
-#define ABI 1
+#define ABI 2
 
 enum { BF16 = 0, FP16 = 1, FP32 = 2 };              /* types of activations, plain weights and scales */
 enum { NIBBLES = 0, BYTES = 1, SIGNED_BYTES = 2 };  /* stored values: value + 8, value + 128, value */
@@ -54,6 +54,9 @@ struct call {
     int64_t padded;
     struct rows quantised[MOST_ROWS]; /* scratch: one per group of rows */
 };
+
+/* work(argument, i, n) for each i of 0 .. n, on as many threads, `threads` at most; returns n. */
+int64_t outsize_team(int threads, void (*work)(void *, int64_t, int64_t), void *argument);
 
 /* The functions of one build. Each takes a range of the work, so that threads share a call. */
 struct build {
