@@ -14,7 +14,7 @@ V2_MOUNT = "41 31 0:38 {root} /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 def fake_host(root: Path, files: dict[str, object], cpus: int = 4) -> Host:
     defaults: dict[str, object] = {
         "/proc/meminfo": f"MemTotal:       {64 * 2**20} kB\nMemFree: 1 kB\nMemAvailable:   {60 * 2**20} kB\nHuge: 0\n",
-        "/proc/cpuinfo": "model name\t: A Processor\nflags\t\t: fpu avx512f avx512_bf16\n\nmodel name\t: A Processor\n",
+        "/proc/cpuinfo": "model name\t: A Processor\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\nmodel name\t: B\n",
         "/proc/self/mountinfo": ROOT_MOUNT,
     }
     for path, text in (defaults | files).items():

@@ -9,8 +9,12 @@ def test_memory_rate_grows_with_cores_up_to_two_channels() -> None:
 
 
 def test_a_matmul_is_never_faster_than_memory() -> None:
-    assert cpu_matmul(2, 20e9, frozenset({"avx512_bf16", "avx512f"}))["bfloat16"] == 14e9
-    assert max(cpu_matmul(64, 40e9).values()) == 40e9
+    best = frozenset({"avx2", "avx512_bf16", "avx512f"})
+    assert set(cpu_matmul(2, 20e9, best).values()) == {18e9}
+    assert cpu_matmul(2, 20e9, best, compiled=False)["bfloat16"] == 14e9
+    assert cpu_matmul(2, 20e9, frozenset())["int8"] == pytest.approx(7.8e9)
+    assert max(cpu_matmul(64, 40e9, best, compiled=False).values()) == 40e9
+    assert max(cpu_matmul(64, 40e9, frozenset()).values()) == 40e9
 
 
 def test_better_instructions_are_faster() -> None:

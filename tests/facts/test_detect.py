@@ -26,11 +26,13 @@ def test_this_very_machine() -> None:
 
 
 def test_memory_of_the_host(tmp_path: Path) -> None:
-    ram = look(fake_host(tmp_path, {})).ram
+    ram = look(fake_host(tmp_path, {}), OUTSIZE_KERNELS="torch").ram
     assert (ram.capacity_bytes, ram.free_bytes, ram.label) == (64 * GIB, 60 * GIB, "A Processor")
     assert ram.bytes_per_s == 40e9
     assert ram.matmul_bytes_per_s["bfloat16"] == 28e9
     assert ram.assumed == {"bytes_per_s", "matmul_bytes_per_s", "flops"}
+    compiled = look(fake_host(tmp_path, {}), OUTSIZE_KERNELS_LIBRARY="kernels.so").ram
+    assert compiled.matmul_bytes_per_s["int4"] == 36e9
 
 
 def test_what_this_process_holds_already_is_free_to_it(tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same measurements on a few megabytes."""
     monkeypatch.setattr(disk, "CHUNK", MIB)
     monkeypatch.setattr(disk, "SPARE_BYTES", 0)
-    monkeypatch.setattr(processor, "WIDTH", 64)
-    monkeypatch.setattr(processor, "SHAPES", ((64, 64), (256, 64)))
+    monkeypatch.setattr(processor, "SHAPES", ((64, 128), (256, 128)))
     monkeypatch.setattr(processor, "PATTERN", 1 << 12)
     monkeypatch.setattr(processor, "STEP_SECONDS", 0.01)
     monkeypatch.setattr(probe, "BUFFER_BYTES", MIB)
@@ -41,7 +40,7 @@ def test_everything_is_measured_and_nothing_stays_behind(tmp_path: Path) -> None
     assert found.disk.nbytes == disk.FILE_CHUNKS * MIB
     assert found.disk.least <= found.disk.bytes_per_s <= found.disk.most
     assert profile.memory_bytes_per_s > 0
-    assert set(profile.matmul_bytes_per_s) == set(profile.flops) == {"float32", "bfloat16", "float16"}
+    assert set(profile.matmul_bytes_per_s) == set(profile.flops) == {"float32", "bfloat16", "float16", "int8", "int4"}
     assert list(tmp_path.iterdir()) == []
     assert steps[0].startswith("disk")
     measured = apply_profile(found.machine, profile)

@@ -19,14 +19,20 @@ MEMORY_MOST = 40e9
 # spinning disk, gigabit network storage with some caching. Unknown drives are nearly always virtual NVMe.
 DISK = {"nvme": 2e9, "sata": 0.5e9, "spinning": 0.15e9, "network": 0.3e9, "": 2e9}
 
-# Weight bytes per second and core through a one-row matmul of torch 2.13, by the best instruction set. The first row is
-# half of what two threads reached on an AVX-512 BF16 machine (4096 x 16384; int8 and int4: torch's own packed kernels);
-# the rows below are cautious fractions, since torch has no half-precision matmul there and converts as it goes.
-CPU_MATMUL = {
-    "avx512_bf16": {"bfloat16": 7e9, "float16": 17e9, "float32": 10e9, "int8": 12e9, "int4": 9.5e9},
-    "avx512f": {"bfloat16": 4e9, "float16": 8e9, "float32": 10e9, "int8": 8e9, "int4": 6e9},
-    "": {"bfloat16": 2e9, "float16": 2e9, "float32": 8e9, "int8": 4e9, "int4": 3e9},
+# What one-row matmuls get of the memory rate in the compiled kernels, with AVX2 or better, whatever type weights have:
+# 0.85 to 1.0 of what reading alone got in the same minute (two threads, matrices of 4096 x 4096 to 4096 x 16384).
+KERNEL_SHARE = 0.9
+# Weight bytes per second and core in the compiled kernels where there is no AVX2: half of what two threads reached.
+BASELINE_MATMUL = {"bfloat16": 1.8e9, "float16": 0.3e9, "float32": 2.4e9, "int8": 3.9e9, "int4": 2e9}
+# The same in torch 2.13, by the best instruction set. The first row is half of what two threads reached on an AVX-512
+# BF16 machine (4096 x 16384); the rows below are cautious fractions, since torch has no half-precision matmul there and
+# converts as it goes. Packed weights are unpacked for every use.
+TORCH_MATMUL = {
+    "avx512_bf16": {"bfloat16": 7e9, "float16": 17e9, "float32": 10e9, "int8": 0.2e9, "int4": 0.1e9},
+    "avx512f": {"bfloat16": 4e9, "float16": 8e9, "float32": 10e9, "int8": 0.2e9, "int4": 0.1e9},
+    "": {"bfloat16": 2e9, "float16": 2e9, "float32": 8e9, "int8": 0.1e9, "int4": 0.05e9},
 }
+DESCRIBED = frozenset({"avx2"})  # instruction sets of a machine that somebody only describes
 
 # Floating-point operations per second and core of many-row matmuls. With matrix units (AMX), two threads reached
 # 350 GFLOP/s in bfloat16; the rest follows from vector width at some 2 GHz and half of the peak. Quantised weights are
@@ -39,8 +45,9 @@ CPU_FLOPS = {
 }
 
 # GPUs: what one-row matmuls get of the HBM or GDDR rate, large matmuls of the sheet's FLOP rate, pinned copies of the
-# link's (PCIe 3.0 x16: 12 of 15.75 GB/s).
-GPU_MATMUL_SHARE = 0.8
+# link's (PCIe 3.0 x16: 12 of 15.75 GB/s). Packed weights are unpacked on the GPU for every use, by operations of torch
+# that read and write some 11 bytes for each of 8 bits and 16 for each of 4: 11 and 32 times the bytes of the weights.
+GPU_MATMUL_SHARE = {"bfloat16": 0.8, "float16": 0.8, "float32": 0.8, "int8": 0.8 / 11, "int4": 0.8 / 32}
 GPU_FLOPS_SHARE = 0.5
 LINK_SHARE = 0.76
 PCIE_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}  # bytes per second, by generation
@@ -66,9 +73,8 @@ class GpuRates:
 
     @property
     def matmul_bytes_per_s(self) -> Mapping[str, float]:
-        """One-row matmuls read the weights and do little else, whatever their type."""
-        names = ("bfloat16", "float16", "float32", "int8", "int4")
-        return dict.fromkeys(names, self.memory * GPU_MATMUL_SHARE)
+        """One-row matmuls read the weights and do little else, once these are unpacked."""
+        return gpu_matmul(self.memory)
 
     @property
     def flops(self) -> Mapping[str, float]:
@@ -83,14 +89,27 @@ class GpuRates:
 UNKNOWN_GPU = GpuRates(memory=300e9, link=15.75e9, float32=8e12, float16=30e12, bfloat16=0)
 
 
+def gpu_matmul(memory: float) -> dict[str, float]:
+    """Weight bytes per second of one-row matmuls on a GPU whose memory is as fast as that, per data type."""
+    return {dtype: memory * share for dtype, share in GPU_MATMUL_SHARE.items()}
+
+
 def memory_rate(cores: int) -> float:
     """Bytes per second that ``cores`` cores read from memory."""
     return min(MEMORY_PER_CORE * cores, MEMORY_MOST)
 
 
-def cpu_matmul(cores: int, memory: float, features: frozenset[str] = frozenset()) -> dict[str, float]:
-    """Weight bytes per second of one-row matmuls, per data type, never above the memory's rate."""
-    return {dtype: min(rate * cores, memory) for dtype, rate in _best(CPU_MATMUL, features).items()}
+def cpu_matmul(
+    cores: int, memory: float, features: frozenset[str] = DESCRIBED, *, compiled: bool = True
+) -> dict[str, float]:
+    """Weight bytes per second of one-row matmuls, per data type, never above the memory's rate.
+
+    ``compiled``: in the compiled kernels; in torch otherwise.
+    """
+    if compiled and "avx2" in features:
+        return dict.fromkeys(BASELINE_MATMUL, KERNEL_SHARE * memory)
+    rates = BASELINE_MATMUL if compiled else _best(TORCH_MATMUL, features)
+    return {dtype: min(rate * cores, memory) for dtype, rate in rates.items()}
 
 
 def cpu_flops(cores: int, features: frozenset[str] = frozenset()) -> dict[str, float]:

@@ -13,6 +13,7 @@ from outsize.errors import UsageError
 from outsize.facts import assumed_rates
 from outsize.facts.cache_folder import hub_cache
 from outsize.facts.cgroup import cpu_quota, memory_limits
+from outsize.facts.compiled import are_kernels_compiled
 from outsize.facts.host import Host, Mount
 from outsize.facts.machine import Device, Machine
 from outsize.facts.nvidia import load_nvml, read_gpus
@@ -40,7 +41,7 @@ def this_machine(
     """
     host = host or Host()
     cores = usable_cores(host)
-    devices = (_ram(host, cores), _disk(host, model_path or hub_cache(environ)))
+    devices = (_ram(host, cores, are_kernels_compiled(environ)), _disk(host, model_path or hub_cache(environ)))
     emulated = environ.get(EMULATE, "").strip()
     gpus = () if emulated else _gpus(host, nvml, environ)
     machine = apply_profile(Machine("local", (*gpus, *devices), cores), profile)
@@ -101,7 +102,7 @@ def _emulated(sizes: str, ram: Device) -> tuple[Device, ...]:
     return tuple(gpus)
 
 
-def _ram(host: Host, cores: int) -> Device:
+def _ram(host: Host, cores: int, compiled: bool) -> Device:
     """Memory: the least of what the host has and what the control groups grant.
 
     What this process holds already counts as free: plans are about the whole process, Python included.
@@ -121,7 +122,7 @@ def _ram(host: Host, cores: int) -> Device:
         free_bytes=free + (int(held[1]) * 1024 if held else 0),
         bytes_per_s=rate,
         label=_cpu_field(host, "model name") or "",
-        matmul_bytes_per_s=assumed_rates.cpu_matmul(cores, rate, features),
+        matmul_bytes_per_s=assumed_rates.cpu_matmul(cores, rate, features, compiled=compiled),
         flops=assumed_rates.cpu_flops(cores, features),
         assumed=assumed_rates.ALL_RATES - {"link_bytes_per_s"},
     )

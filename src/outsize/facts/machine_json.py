@@ -137,8 +137,7 @@ def _assumed(kind: str, label: str, cores: int, rates: dict[str, Any]) -> dict[s
         sheet = gpu_sheet(label) or assumed_rates.UNKNOWN_GPU
         memory = rates.get("bytes_per_s") or sheet.memory
         filled = {"bytes_per_s": memory, "link_bytes_per_s": sheet.link_bytes_per_s}
-        share = assumed_rates.GPU_MATMUL_SHARE
-        matmul, flops = dict.fromkeys(sheet.matmul_bytes_per_s, memory * share), dict(sheet.flops)
+        matmul, flops = assumed_rates.gpu_matmul(memory), dict(sheet.flops)
     mappings = {"matmul_bytes_per_s": matmul, "flops": flops}
     return filled | rates | {key: mapping | rates.get(key, {}) for key, mapping in mappings.items()}
 

@@ -13,12 +13,13 @@ from outsize.facts.model import ModelSpec, ModuleSpec
 from outsize.planning.footprint import is_compactable, packing_of, tensor_resident_bytes
 from outsize.planning.plan import Weights
 
-# Share of the memory rate that a one-row matmul reaches. CPU: torch's F.linear at 14 (bfloat16), 35 (float16) and 21
-# (float32) of 45 GB/s, our own kernels at 44 to 50 for packed weights (4096 x 16384, two threads). GPU: cuBLAS reaches
-# some nine tenths of the HBM rate; packed weights are unpacked on the way, half is assumed.
+# Share of the memory rate that a one-row matmul reaches, where the machine says nothing. CPU: the compiled kernels at
+# 44 to 50 of 45 to 50 GB/s (4096 x 16384, two threads); torch alone would reach 0.31 of it in bfloat16, 0.78 in float16
+# and 0.47 in float32, and unpack what is packed for every use. GPU: cuBLAS reaches some nine tenths of the HBM rate;
+# torch unpacks what is packed for every use, in 11 (int8) and 32 (int4) times its bytes of traffic.
 COMPACT = "bf12"
-CPU_SHARE = {COMPACT: 0.6, "bfloat16": 0.31, "float16": 0.78, "float32": 0.47, "int8": 0.9, "int4": 0.9}
-GPU_SHARE = {"int8": 0.5, "int4": 0.5}
+CPU_SHARE = {COMPACT: 0.6, "bfloat16": 0.9, "float16": 0.9, "float32": 0.9, "int8": 0.9, "int4": 0.9}
+GPU_SHARE = {"int8": 0.08, "int4": 0.03}
 CPU_SHARE_OTHERS = 0.31
 GPU_SHARE_OTHERS = 0.9
 # Floating-point operations per byte of memory rate, where nobody says how fast a device multiplies: the low end of what

@@ -79,7 +79,7 @@ class Binding:
         plain = type(tensor) is torch.Tensor
         if plain and weight.matmul and self.device.type == "cpu" and kernels() is not None:
             seen = tensor.as_subclass(KernelWeight)
-            seen._is_param = True  # type: ignore[attr-defined]  # all that nn.Parameter checks in subclasses
+            seen._is_param = True  # all that nn.Parameter checks in subclasses
             return seen
         return nn.Parameter(tensor, requires_grad=False)
 

@@ -126,14 +126,14 @@ def _measure_processor(found: Findings, say: Say) -> None:
     bench = Bench(found.buffer_bytes)
     with found.attempt("memory"):
         found.profile = replace(found.profile, memory_bytes_per_s=bench.memory_rate())
-    for dtype in ("float32", "bfloat16", "float16"):
-        say(f"matmuls in {dtype}")
-        with found.attempt(f"matmuls in {dtype}"):
-            one_row, many_rows = bench.decode_rate(dtype), bench.flop_rate(dtype)
+    for key in ("float32", "bfloat16", "float16", "int8", "int4"):
+        say(f"matmuls in {key}")
+        with found.attempt(f"matmuls in {key}"):
+            one_row, many_rows = bench.decode_rate(key), bench.flop_rate(key)
             found.profile = replace(
                 found.profile,
-                matmul_bytes_per_s={**found.profile.matmul_bytes_per_s, dtype: one_row},
-                flops={**found.profile.flops, dtype: many_rows},
+                matmul_bytes_per_s={**found.profile.matmul_bytes_per_s, key: one_row},
+                flops={**found.profile.flops, key: many_rows},
             )
 
 

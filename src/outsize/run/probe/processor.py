@@ -1,15 +1,22 @@
-"""What the CPU does with torch: reading memory, matmuls of one row (decode) and of many (prefill)."""
+"""What the CPU does with weights as the runtime holds them: matmuls of one row (decode) and of many (prefill).
+
+Plain weights and packed ones go the way that they go in a model: to the compiled kernels where there are some.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 
 import torch
 from torch.nn import functional
 
+from outsize.facts.packing import GROUPS, Packing
+from outsize.kernels.dense import KernelWeight
+from outsize.kernels.library import kernels
+from outsize.kernels.packed import PackedWeight
 from outsize.store.memory import Memory
 
 WIDTH = 4096
@@ -17,6 +24,7 @@ SHAPES = ((WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH))  # [out, in] o
 PREFILL_ROWS = 512
 PASSES = 5
 STEP_SECONDS = 2.0  # for the passes of one figure
+PACKED = {name: Packing(bits, GROUPS[0], words=True, scale="bfloat16") for name, bits in (("int8", 8), ("int4", 4))}
 PATTERN = 1 << 20  # random elements, repeated: making half a gigabyte of them takes longer than measuring
 
 
@@ -35,7 +43,7 @@ def median_rate(work: float, run: Callable[[], object], seconds: float = STEP_SE
 
 
 class Bench:
-    """A buffer on huge pages, as the runtime's weights are, and how fast torch works on it with all its threads."""
+    """A buffer on huge pages, as the runtime's weights are, and how fast they are multiplied with all threads."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes - nbytes % (PATTERN * 4)
@@ -48,9 +56,12 @@ class Bench:
         with torch.inference_mode():
             return median_rate(self.nbytes, numbers.sum)
 
-    def decode_rate(self, dtype: str) -> float:
-        """Bytes of weights per second through ``F.linear`` with one row, over as many matrices as the buffer holds."""
-        weights = self._weights(getattr(torch, dtype))
+    def decode_rate(self, key: str) -> float:
+        """Bytes of weights per second through ``F.linear`` with one row, over as many matrices as the buffer holds.
+
+        ``key``: a data type, int8 or int4.
+        """
+        weights = self._weights(key)
         rows = {w.shape[1]: torch.rand(1, w.shape[1]).to(w.dtype) for w in weights}
 
         def one_pass() -> None:
@@ -58,25 +69,54 @@ class Bench:
                 functional.linear(rows[weight.shape[1]], weight)
 
         with torch.inference_mode():
-            return median_rate(sum(w.nbytes for w in weights), one_pass)
+            return median_rate(sum(_nbytes(w) for w in weights), one_pass)
 
-    def flop_rate(self, dtype: str) -> float:
+    def flop_rate(self, key: str) -> float:
         """Floating-point operations per second of ``F.linear`` with 512 rows."""
-        weight = self._weights(getattr(torch, dtype))[0]
+        weight = self._weights(key)[0]
         rows = torch.rand(PREFILL_ROWS, weight.shape[1]).to(weight.dtype)  # [rows, in]
         with torch.inference_mode():
             return median_rate(2.0 * PREFILL_ROWS * weight.numel(), lambda: functional.linear(rows, weight))
 
-    def _weights(self, dtype: torch.dtype) -> list[torch.Tensor]:
-        """Matrices of a block's shapes one after the other, with ordinary numbers: odd ones are slow to multiply."""
+    def _weights(self, key: str) -> list[torch.Tensor]:
+        """Matrices of a block's shapes one after the other, with ordinary numbers: odd ones are slow to multiply.
+
+        In plain torch packed weights are unpacked for every use; one of them is enough, and slow enough.
+        """
+        packing = PACKED.get(key)
+        if packing is None:
+            plain = self._matrices(getattr(torch, key), SHAPES)
+            return plain if kernels() is None else [weight.as_subclass(KernelWeight) for weight in plain]
+        words = self._matrices(torch.int32, [packing.values_shape(shape) for shape in SHAPES])
+        return [_packed(values, packing) for values in (words[:1] if kernels() is None else words)]
+
+    def _matrices(self, dtype: torch.dtype, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         numbers = self._bytes.view(dtype)
-        numbers.view(-1, PATTERN).copy_(torch.randn(PATTERN).mul_(0.02))
-        weights: list[torch.Tensor] = []
+        random = (
+            torch.randn(PATTERN).mul_(0.02)
+            if dtype.is_floating_point
+            else torch.randint(-(1 << 31), 1 << 31, (PATTERN,))
+        )
+        numbers.view(-1, PATTERN).copy_(random)
+        matrices: list[torch.Tensor] = []
         start = 0
-        for shape in cycle(SHAPES):
+        for shape in cycle(shapes):
             count = shape[0] * shape[1]
             if start + count > numbers.numel():
-                return weights or [numbers[: numbers.numel() // WIDTH * WIDTH].view(-1, WIDTH)]
-            weights.append(numbers[start : start + count].view(shape))
+                width = shapes[0][1]
+                return matrices or [numbers[: numbers.numel() // width * width].view(-1, width)]
+            matrices.append(numbers[start : start + count].view(shape))
             start += count
         raise AssertionError("the buffer ends")
+
+
+def _packed(values: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """A weight of these words: its scales are all the same, and lie beside the buffer."""
+    shape = (values.shape[0], values.shape[1] * 32 // packing.bits)
+    return PackedWeight(
+        values, torch.full(packing.scale_shape(shape), 0.01, dtype=torch.bfloat16), None, packing, shape
+    )
+
+
+def _nbytes(weight: torch.Tensor) -> int:
+    return weight.packing.nbytes(tuple(weight.shape)) if isinstance(weight, PackedWeight) else weight.nbytes
