@@ -30,7 +30,8 @@ class Parts:
 
 def parts_of(stored: Tensor, out: int, inputs: int, limit: float) -> Parts:
     """The parts of ``stored``: uint8, of ``bf12_bytes(out, inputs, limit)`` bytes."""
-    body, bases, starts, entries = stored[: sum(sizes := bf12_parts(out, inputs, limit))].split(sizes)
+    sizes = bf12_parts(out, inputs, limit)
+    body, bases, starts, entries = torch.split(stored[: sum(sizes)], list(sizes))
     groups = -(-inputs // GROUP)
     return Parts(
         body.view(out, groups, GROUP_BYTES),
