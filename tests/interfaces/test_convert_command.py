@@ -86,3 +86,9 @@ def test_plan_never_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["plan", str(DEMO), "--weights", "int4", "--no-gpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"][0]["weights"] == "int4"
     assert not list(tmp_path.glob("outsize-cache/converted/*"))
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["convert", str(DEMO), "--weights", "int4", "--out", str(tmp_path / "file" / "out")]) == 1
+    assert "cannot be written" in capsys.readouterr().err

@@ -322,6 +322,11 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("dear")
     with pytest.raises(UsageError, match="holds something else"):
         converted(source, tmp_path / "file")
+    (tmp_path / "work.partial").mkdir()
+    (tmp_path / "work.partial" / "letter").write_text("dear")
+    with pytest.raises(UsageError, match="no conversion of ours"):
+        converted(source, tmp_path / "work")
+    assert (tmp_path / "work.partial" / "letter").exists()
     (tmp_path / "empty").mkdir()
     converted(source, tmp_path / "empty")
 

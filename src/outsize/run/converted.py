@@ -89,12 +89,10 @@ def convert_model(
         place = out or cache_place(source.identity, weights)
     identity = source.identity
     there = is_converted(place, identity.digest, weights)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    read = 0
+    steps: list[int] = []  # the first says what an earlier run had done
 
     def progress(done: int, total: int) -> None:
-        nonlocal read
-        read = done
+        steps[1:] = [done]
         on_convert(done, total)
 
     if there and out is None:
@@ -103,7 +101,7 @@ def convert_model(
         assert found is not None
         return Conversion(place, found, 0)
     made = convert(source, folder.tensors, folder_spec(folder), weights, place, progress)
-    return Conversion(place, made, read)
+    return Conversion(place, made, steps[-1] - steps[0] if steps else 0)
 
 
 def cache_place(identity: Identity, weights: str) -> Path:

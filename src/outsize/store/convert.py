@@ -30,7 +30,7 @@ from outsize.store.checksums import Checksums, Made
 from outsize.store.packed_config import packed_config
 from outsize.store.pieces import Held, Piece, ReadAhead, cut
 from outsize.store.recipe import Recipe, Shard, Step, make_recipe
-from outsize.store.shard_writer import ShardWriter, sync_folder, write_file
+from outsize.store.shard_writer import SUFFIX, ShardWriter, sync_folder, write_file
 from outsize.store.source import Source
 
 CONVERTER = 1  # counted up whenever the same source would give other bytes
@@ -150,7 +150,13 @@ class _Conversion:
         return self._sums
 
     def _resume(self) -> None:
-        """Takes over the shards that an earlier run finished, once their bytes are checked; anything else goes."""
+        """Takes over the shards that an earlier run finished, once their bytes are checked; anything else goes.
+
+        Raises UsageError for a folder that no conversion began: what is in it is not ours to remove.
+        """
+        names = {entry.name for entry in self._partial.iterdir()}
+        if checksums.NAME not in names and any(not name.endswith(SUFFIX) for name in names):
+            raise UsageError(f"{self._partial} is there already, and no conversion of ours", remedy="another --out")
         try:
             found = checksums.read_checksums(self._partial)
         except DamagedModel:
