@@ -32,13 +32,11 @@ CASES: dict[str, tuple[str, Scheme | None]] = {
     "llama-tied native": ("llama-tied", None),
     "gpt_neox native": ("gpt_neox", None),
     "opt-350m native": ("opt-350m", None),
-    "t5 native": ("t5", None),
     "t5-gated native": ("t5-gated", None),
     "llama int4": ("llama", Scheme(4, 32)),
     "llama-tied int8": ("llama-tied", Scheme(8, 32, symmetric=False)),
     "gpt_neox int4": ("gpt_neox", Scheme(4, None, symmetric=False)),
     "bloom int8": ("bloom", Scheme(8, 32, form="int-quantized")),
-    "bart int4": ("bart", Scheme(4, None)),
     "t5 int8": ("t5", Scheme(8, None)),
     "t5-gated int4": ("t5-gated", Scheme(4, None)),
 }
