@@ -51,6 +51,11 @@ def test_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["token_s"] > 0
 
 
+def test_options_may_stand_between_the_model_and_the_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(DEMO), "--no-gpu", "--max-new-tokens", "12", PROMPT]) == 0
+    assert capsys.readouterr().out.strip() == "JIFT"
+
+
 def test_sampling_with_a_seed_repeats_itself(capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for _ in range(2):

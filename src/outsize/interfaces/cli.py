@@ -63,7 +63,10 @@ def _run(argv: list[str]) -> int:
         module = importlib.import_module(COMMANDS[name][0])
         module.add_arguments(commands[name])
     try:
-        args = parser.parse_args(argv)
+        if module is not None and argv[0] == name:  # options may stand between MODEL and PROMPT
+            args = commands[name].parse_intermixed_args(argv[1:])
+        else:
+            args = parser.parse_args(argv)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
     if module is None:
