@@ -32,3 +32,9 @@ def exact(weight: PackedWeight) -> torch.Tensor:
     """The weight [out, in] in float64."""
     scale = weight.scale.double()
     return twins.dequantise(weight.values, scale, weight.zero_point, weight.packing, tuple(weight.shape), torch.float64)
+
+
+def shifted(weight: PackedWeight) -> torch.Tensor:
+    """What lies between the stored, unsigned integers and the weight: |zero| * scale, [out, in] in float64."""
+    least = torch.zeros_like(weight.values) if weight.packing.words else torch.full_like(weight.values, -128)
+    return exact(PackedWeight(least, weight.scale, weight.zero_point, weight.packing, tuple(weight.shape))).abs()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from outsize.errors import UsageError
 from outsize.facts.packing import Packing
 from outsize.interfaces.command_doctor import kernels_in_use
 from outsize.kernels import build as compiling
-from outsize.kernels.library import NoLibrary, describe, kernels, load
+from outsize.kernels.library import NoLibrary, describe, forget, kernels, load
 from outsize.kernels.matmul import linear
 
 NOWHERE = "/nowhere/_kernels.so"
@@ -28,9 +29,17 @@ def have_library() -> bool:
     return True
 
 
+@pytest.fixture
+def nothing_loaded() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
 compiled = pytest.mark.skipif(not have_library(), reason="the kernels were not compiled")
 
 
+@pytest.mark.usefixtures("nothing_loaded")
 def test_the_library_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTSIZE_KERNELS_LIBRARY", NOWHERE)
     assert kernels() is None
@@ -46,11 +55,13 @@ def test_the_library_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
         kernels()
 
 
-def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("nothing_loaded")
+def test_a_file_that_is_no_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "broken.so"
     file.write_bytes(b"nothing")
+    monkeypatch.setenv("OUTSIZE_KERNELS_LIBRARY", str(file))
     with pytest.raises(NoLibrary, match=r"broken\.so cannot be loaded"):
-        load(str(file))
+        load()
 
 
 def test_an_unknown_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,17 +70,17 @@ def kernels() -> Kernels | None:
 
     Raises UsageError for a name that means nothing or that this processor or library lacks.
     """
-    return _chosen(os.environ.get(VARIABLE, "auto"), os.environ.get(LIBRARY))
+    return _chosen(os.environ.get(VARIABLE, "auto"))
 
 
 @cache
-def _chosen(name: str, path: str | None) -> Kernels | None:
+def _chosen(name: str) -> Kernels | None:
     if name == "torch":
         return None
     if name not in ("auto", *BUILDS):
         raise UsageError(f"{VARIABLE}={name} is not known", remedy=", ".join(("auto", "torch", *BUILDS)))
     try:
-        library = load(path)
+        library = load()
     except NoLibrary as error:
         if name == "auto":
             return None
@@ -97,8 +97,9 @@ def _chosen(name: str, path: str | None) -> Kernels | None:
 
 
 @cache
-def load(path: str | None = None) -> Library:
-    """Load the library from ``path``, or from beside this file. Raises NoLibrary."""
+def load() -> Library:
+    """Load the library beside this file, or the one that OUTSIZE_KERNELS_LIBRARY names, once. Raises NoLibrary."""
+    path = os.environ.get(LIBRARY)
     file = Path(path) if path else HERE / file_name()
     if not file.is_file():
         raise NoLibrary("the kernels were not compiled" if not path else f"there is no {file}", remedy=REBUILD)
@@ -129,6 +130,12 @@ def _share_threads(functions: Any) -> bool:
     return True
 
 
+def forget() -> None:
+    """Look again: for tests, and after compiling."""
+    load.cache_clear()
+    _chosen.cache_clear()
+
+
 def describe() -> tuple[str, str]:
     """For a person: which kernels are used, and what would give better ones (or nothing).
 
@@ -138,7 +145,7 @@ def describe() -> tuple[str, str]:
     if os.environ.get(VARIABLE) == "torch":
         return "torch", f"unset {VARIABLE}"
     try:
-        library = load(os.environ.get(LIBRARY))
+        library = load()
     except NoLibrary as error:
         return f"torch: {error.what}", error.remedy
     assert chosen is not None  # there is a library, and torch was not asked for

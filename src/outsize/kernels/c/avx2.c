@@ -26,6 +26,7 @@ INLINE vector load_vector(const void *w, int type, int64_t i) {
 }
 
 INLINE vector load_floats(const float *x) { return _mm256_loadu_ps(x); }
+INLINE void store_floats(float *to, vector v) { _mm256_storeu_ps(to, v); }
 INLINE vector fused(vector a, vector b, vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 INLINE vector add(vector a, vector b) { return _mm256_add_ps(a, b); }
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0); }
@@ -38,68 +39,56 @@ INLINE float sum_of(vector v) {
 
 #define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
 
-/* Two planes of nibbles of 32 inputs, as 16 + 16 bytes. */
-INLINE __m256i nibbles_of_half(const uint8_t *w) {
-    __m128i raw = _mm_loadu_si128((const __m128i *)w);
-    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
-    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+typedef struct {
+    __m256i part[4]; /* nibbles as bytes, in the order of the planes of activations; or bytes as they are */
+} weights;
+
+INLINE weights unpack(const uint8_t *w, int sign, int kind, int block) {
+    const __m256i mask = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)sign);
+    weights to;
+    prefetch(w);
+    if (kind != NIBBLES) {
+        if (block == 128) prefetch(w + 64);
+        for (int i = 0; i < block / 32; i++) to.part[i] = _mm256_xor_si256(LOAD(w + 32 * i), flip);
+    } else if (block == 32) {
+        __m128i raw = _mm_loadu_si128((const __m128i *)w);
+        __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
+        to.part[0] = _mm256_and_si256(both, mask);
+    } else {
+        const int half = block / 64;
+        for (int i = 0; i < half; i++) {
+            __m256i raw = LOAD(w + 32 * i);
+            to.part[i] = _mm256_and_si256(raw, mask);
+            to.part[half + i] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
+        }
+    }
+    return to;
 }
 
-/* Nibbles as bytes, in the order of the planes of activations; returns how many vectors. */
-INLINE int unpack_nibbles(__m256i *to, const uint8_t *w, int block) {
-    const __m256i mask = _mm256_set1_epi8(15);
-    if (block == 32) {
-        to[0] = nibbles_of_half(w);
-        return 1;
-    }
-    const int half = block / 64;
-    for (int i = 0; i < half; i++) {
-        __m256i raw = LOAD(w + 32 * i);
-        to[i] = _mm256_and_si256(raw, mask);
-        to[half + i] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
-    }
-    return 2 * half;
-}
-
-INLINE __m256i dot_nibbles(const __m256i *w, const int8_t *x, int count) {
+INLINE __m256i dot_nibbles(weights w, const int8_t *x, int block) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i high = _mm256_setzero_si256(), low = high;
-    for (int i = 0; i < count; i++) { /* at most 4 * 2 * 15 * 128 < 2**15 */
-        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(w[i], LOAD(x + 32 * i)));
-        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(w[i], LOAD(x + 32 * (count + i))));
+    for (int i = 0; i < block / 32; i++) { /* at most 4 * 2 * 15 * 128 < 2**15 */
+        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(w.part[i], LOAD(x + 32 * i)));
+        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(w.part[i], LOAD(x + block + 32 * i)));
     }
     return _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(high, ones), 8), _mm256_madd_epi16(low, ones));
 }
 
-INLINE __m256i dot_bytes(const uint8_t *w, const int8_t *x, int sign, int block) {
+INLINE __m256i dot_bytes(weights w, const int8_t *x, int block) {
     __m256i sum = _mm256_setzero_si256();
-    for (int i = 0; i < block; i += 16) {
-        __m128i raw = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(w + i)), _mm_set1_epi8((char)sign));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_cvtepu8_epi16(raw), LOAD(x + 2 * i)));
+    for (int i = 0; i < block / 32; i++) {
+        __m256i wide = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(w.part[i]));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(wide, LOAD(x + 64 * i)));
+        wide = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(w.part[i], 1));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(wide, LOAD(x + 64 * i + 32)));
     }
     return sum;
 }
 
-INLINE __m128i sums_of(const __m256i *v) { /* four vectors into their four sums */
-    __m256i sum = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-    return _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-}
-
-INLINE void dots(int32_t *sums, const uint8_t *w, const int8_t *x, int sign, int rows, int kind, int block) {
-    const int bytes = kind == NIBBLES ? block / 2 : block;
-    __m256i part[LANES];
-    for (int b = 0; b < LANES / rows; b++) {
-        const uint8_t *values = w + b * bytes;
-        for (int line = 0; line < (bytes + 63) / 64; line++) prefetch(values + 64 * line);
-        __m256i unpacked[4];
-        int count = kind == NIBBLES ? unpack_nibbles(unpacked, values, block) : 0;
-        for (int r = 0; r < rows; r++) {
-            const int8_t *activations = x + (b * rows + r) * 2 * block;
-            part[b * rows + r] = kind == NIBBLES ? dot_nibbles(unpacked, activations, count)
-                                                 : dot_bytes(values, activations, sign, block);
-        }
-    }
-    for (int i = 0; i < LANES; i += 4) _mm_storeu_si128((__m128i *)(sums + i), sums_of(part + i));
+INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int kind, int block) {
+    __m256i dot = kind == NIBBLES ? dot_nibbles(w, x, block) : dot_bytes(w, x, block);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(scale), sum);
 }
 
 #include "packed.h"

@@ -22,6 +22,8 @@ INLINE vector load_floats(const float *x) {
     return v;
 }
 
+INLINE void store_floats(float *to, vector v) { memcpy(to, v.lane, sizeof v); }
+
 INLINE vector fused(vector a, vector b, vector sum) {
     for (int i = 0; i < WIDTH; i++) sum.lane[i] += a.lane[i] * b.lane[i];
     return sum;
@@ -40,24 +42,30 @@ INLINE float sum_of(vector v) {
 
 INLINE void prefetch(const void *p) { (void)p; }
 
-INLINE void dots(int32_t *sums, const uint8_t *w, const int8_t *x, int sign, int rows, int kind, int block) {
-    for (int b = 0; b < LANES / rows; b++) {
-        int16_t values[128];
-        if (kind == NIBBLES)
-            for (int i = 0; i < block / 2; i++) {
-                values[2 * i] = w[b * block / 2 + i] & 15;
-                values[2 * i + 1] = w[b * block / 2 + i] >> 4;
-            }
-        else
-            for (int i = 0; i < block; i++) values[i] = w[b * block + i] ^ sign;
-        for (int r = 0; r < rows; r++) {
-            int16_t q[128];
-            int32_t sum = 0;
-            memcpy(q, x + (b * rows + r) * 2 * block, 2 * (size_t)block);
-            for (int i = 0; i < block; i++) sum += values[i] * q[i];
-            sums[b * rows + r] = sum;
+typedef struct {
+    int16_t value[128];
+} weights;
+
+INLINE weights unpack(const uint8_t *w, int sign, int kind, int block) {
+    weights to;
+    if (kind == NIBBLES)
+        for (int i = 0; i < block / 2; i++) {
+            to.value[2 * i] = w[i] & 15;
+            to.value[2 * i + 1] = w[i] >> 4;
         }
-    }
+    else
+        for (int i = 0; i < block; i++) to.value[i] = w[i] ^ sign;
+    return to;
+}
+
+INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int kind, int block) {
+    int16_t q[128];
+    int32_t dot = 0;
+    (void)kind;
+    memcpy(q, x, 2 * (size_t)block);
+    for (int i = 0; i < block; i++) dot += w.value[i] * q[i];
+    sum.lane[0] += (float)dot * scale;
+    return sum;
 }
 
 #include "packed.h"

@@ -134,17 +134,21 @@ EXPORT int outsize_plain(int build, int threads, int64_t rows, int64_t in, int64
 
 /* Scratch for quantised activations, one after the other; returns the bytes, and says where each lies if `base`. */
 static size_t lay_out(struct call *c, char *base) {
-    const int64_t blocks = (c->in + c->packed->block - 1) / c->packed->block;
-    const int64_t padded = (blocks + LANES - 1) / LANES * LANES;
+    const int block = c->packed->block;
+    const int64_t blocks = (c->in + block - 1) / block, padded = (blocks + LANES - 1) / LANES * LANES;
     size_t at = 0;
     for (int64_t row = 0, group = 0; row < c->rows; group++) {
-        int64_t together = packed_rows_at_once(c->rows - row, c->packed->block), count = padded * together;
+        const int64_t together = packed_rows_at_once(c->rows - row, block);
+        const size_t count = (size_t)(padded * together), values = count * 2 * (size_t)block, floats = count * sizeof(float);
         if (base) {
-            char *sums = base + at + count * 2 * c->packed->block;
-            c->quantised[group] = (struct rows){padded, (int8_t *)(base + at), (int32_t *)sums,
-                                                (float *)(sums + count * (int64_t)sizeof(int32_t))};
+            struct rows *to = &c->quantised[group];
+            to->blocks = padded;
+            to->values = (int8_t *)(base + at);
+            to->scales = (float *)(base + at + values);
+            to->sums = (float *)(base + at + values + floats);
+            memset(to->sums, 0, floats); /* what pads them is multiplied by 0, and must be a number */
         }
-        at += (size_t)(count * (2 * c->packed->block + (int64_t)sizeof(int32_t) + (int64_t)sizeof(float)));
+        at += values + 2 * floats;
         row += together;
     }
     return at;
@@ -162,7 +166,7 @@ EXPORT int outsize_packed(int build, int threads, int64_t rows, int64_t in, int6
     char *base = scratch_of(lay_out(&c, NULL), &whole);
     if (!base) return -1;
     lay_out(&c, base);
-    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->quantise, &c, c.quantised[0].blocks, 1);
+    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->quantise, &c, (in + block - 1) / block, 1);
     share(&pool, threads, builds[build]->packed, &c, out, 1);
     free(whole);
     return 0;

@@ -17,8 +17,8 @@ enum { NO_ZEROS = 0, PACKED_ZEROS = 1, BYTE_ZEROS = 2 };
 
 enum {
     MOST_ROWS = 16, /* rows of activations that one reading of the weights serves */
-    LANES = 16,     /* sums (a row of activations times a block of inputs) that are computed together */
-    PAD = 64        /* inputs to which scratch is padded with zeros */
+    PAD = 64,       /* inputs to which scratch is padded with zeros */
+    LANES = 16      /* numbers per block of activations to which scratch is padded */
 };
 
 /* A weight [out, in], quantised in groups of `group` inputs along a row. */
@@ -33,10 +33,10 @@ struct packed {
 
 /* Activations, quantised: blocks of up to 8 rows beside each other. */
 struct rows {
-    int64_t blocks;    /* padded to LANES */
-    int8_t *values;    /* [blocks, rows, 2 * block]: two planes of bytes, or words */
-    int32_t *sums;     /* [blocks, rows] */
-    float *scales;     /* [blocks, rows] */
+    int64_t blocks; /* padded to LANES */
+    int8_t *values; /* [blocks, rows, 2 * block]: two planes of bytes, or words */
+    float *scales;  /* [blocks, rows] */
+    float *sums;    /* [rows, blocks]: of activations, as rounded */
 };
 
 /* One call: y [rows, out] = x [rows, in] @ weight.T + bias. */

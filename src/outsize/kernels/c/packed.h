@@ -1,14 +1,15 @@
 /* int4 and int8 weights times a few rows of activations; a template: each build includes it after its vectors.
  *
- * An activation x is taken as scale * q with q of 16 bits, one scale per block of inputs and row. The sum of a block,
- * D = sum((w - zero) * q), is exact in 32 bits: 128 * 255 * 32639 < 2**31. Then y = sum over the blocks, in order, of
- * float(D) * (weight scale * activation scale), rounded after every step and never fused. So all builds, and any number
- * of rows, give the same bits.
+ * An activation x is taken as scale * q with q of 16 bits, one scale per block of inputs and row. Stored values v are not
+ * negative, and a weight is (v - zero) * scale. So y is the sum over blocks of scale of weights * scale of activations *
+ * (sum(v * q) - zero * sum(q)): the sums of products are exact integers, in as many parts as a vector has lanes; they are
+ * added up in fp32 block by block, and the zeros' share, one number per block, is taken off at the end. A row of
+ * activations gives the same bits whatever rows are beside it.
  *
  * The build gives PLANES(kind): whether activations are stored as two planes of bytes (q = 256 * high + low; of nibbles'
- * inputs the even ones first, then the odd ones) or as words in their order; and
- * dots(sums, values, activations, sign, rows, kind, block): the sums without their zero points for LANES / rows blocks;
- * bytes are taken as `byte ^ sign`.
+ * inputs the even ones first, then the odd ones) or as words in their order; unpack(values, sign, kind, block), where bytes
+ * are taken as `byte ^ sign`; and add_block(sum, weights, activations, scale, kind, block). A part of a sum stays below
+ * 2**31: 128 * 255 * 32639.
  */
 
 enum { LARGEST = 32639 }; /* 127 * 256 + 127 */
@@ -41,12 +42,16 @@ INLINE void quantise_block(int8_t *to, int32_t *sum, float *scale, const float *
         memcpy(to, q, 2 * (size_t)block);
         return;
     }
-    for (int i = 0; i < block; i++) {
-        int at = nibbles ? (i & 1) * (block / 2) + i / 2 : i;
-        int high = (q[i] + 128) >> 8;
-        to[at] = (int8_t)high;
-        to[block + at] = (int8_t)(q[i] - 256 * high);
-    }
+    int16_t ordered[128];
+    if (nibbles)
+        for (int i = 0; i < block / 2; i++) {
+            ordered[i] = q[2 * i];
+            ordered[block / 2 + i] = q[2 * i + 1];
+        }
+    else
+        memcpy(ordered, q, sizeof q);
+    for (int i = 0; i < block; i++) to[i] = (int8_t)((ordered[i] + 128) >> 8);
+    for (int i = 0; i < block; i++) to[block + i] = (int8_t)(uint8_t)ordered[i]; /* what 256 * high leaves */
 }
 
 static void quantise(const struct call *c, int64_t first, int64_t last) {
@@ -56,84 +61,92 @@ static void quantise(const struct call *c, int64_t first, int64_t last) {
         const struct rows *to = &c->quantised[group];
         for (int64_t b = first; b < last; b++) {
             for (int r = 0; r < together; r++) {
-                float x[128] = {0};
+                float x[128];
+                int32_t sum;
                 int64_t start = b * w->block, left = c->in - start, at = b * together + r;
-                if (left > 0) load_some(x, c->x, c->x_type, (row + r) * c->in + start, left < w->block ? left : w->block);
-                quantise_block(to->values + at * 2 * w->block, &to->sums[at], &to->scales[at], x, PLANES(w->kind),
+                if (left < w->block) memset(x, 0, sizeof x);
+                load_some(x, c->x, c->x_type, (row + r) * c->in + start, left < w->block ? left : w->block);
+                quantise_block(to->values + at * 2 * w->block, &sum, &to->scales[at], x, PLANES(w->kind),
                                w->kind == NIBBLES, w->block);
+                to->sums[r * to->blocks + b] = (float)sum * to->scales[at];
             }
         }
         row += together;
     }
 }
 
-/* Scales of `count` blocks from block `b` of output `out`; `most` is a constant that count hardly ever differs from. */
-INLINE void scales_of(float *to, const struct packed *w, int64_t out, int64_t b, int count, int most) {
-    int64_t start = out * w->groups;
-    if (w->group != w->block)
-        for (int i = 0; i < count; i++) to[i] = load_one(w->scale, w->scale_type, start + (b + i) * w->block / w->group);
-    else if (count == most)
-        load_some(to, w->scale, w->scale_type, start + b, most);
+enum { STRETCH = 256 }; /* blocks whose scales are made ready at a time */
+
+/* Scales of `count` blocks from block `b` of output `out`, and their zero points: as stored, and so unsigned. */
+INLINE void scales_and_zeros(float *scale, float *zero, const struct packed *w, int64_t out, int64_t b, int count) {
+    const int bits = w->kind == NIBBLES ? 4 : 8, per = 32 / bits, type = w->scale_type;
+    const int64_t start = out * w->groups;
+    int i = 0;
+    if (w->group == w->block)
+        for (; i + WIDTH <= count; i += WIDTH) store_floats(scale + i, load_vector(w->scale, type, start + b + i));
+    for (; i < count; i++) scale[i] = load_one(w->scale, type, start + (b + i) * w->block / w->group);
+    if (w->zero_kind == NO_ZEROS)
+        for (i = 0; i < count; i++) zero[i] = (float)(1 << (bits - 1));
+    else if (w->zero_kind == BYTE_ZEROS)
+        for (i = 0; i < count; i++)
+            zero[i] = (float)(((const int8_t *)w->zero)[start + (b + i) * w->block / w->group] + 128);
     else
-        load_some(to, w->scale, w->scale_type, start + b, count);
-}
-
-/* Stored zero points, as the stored values: unsigned. */
-INLINE void zeros_of(int32_t *to, const struct packed *w, int64_t out, int64_t b, int count) {
-    const int bits = w->kind == NIBBLES ? 4 : 8, per = 32 / bits;
-    if (w->zero_kind == NO_ZEROS) {
-        for (int i = 0; i < LANES; i++) to[i] = 1 << (bits - 1);
-        return;
-    }
-    for (int i = 0; i < count; i++) {
-        int64_t group = (b + i) * w->block / w->group;
-        if (w->zero_kind == BYTE_ZEROS) {
-            to[i] = ((const int8_t *)w->zero)[out * w->groups + group] + 128;
-        } else {
-            uint32_t word = ((const uint32_t *)w->zero)[out / per * w->groups + group];
-            to[i] = (int32_t)(word >> (out % per * bits) & ((1u << bits) - 1));
+        for (i = 0; i < count; i++) {
+            int64_t at = out / per * w->groups + (b + i) * w->block / w->group;
+            zero[i] = (float)(((const uint32_t *)w->zero)[at] >> (out % per * bits) & ((1u << bits) - 1));
         }
-    }
 }
 
-/* One row of weights times `rows` rows of activations; `rows`, `kind` (NIBBLES or
- * BYTES) and `block` are constants where this is inlined. */
+/* Blocks `first` .. `last` of one row of weights times `rows` rows of activations, added to `sum`; what the zeros add is
+ * added to `zeros`. */
+INLINE void packed_stretch(vector *sum, vector *zeros, const struct packed *w, const struct rows *x, int64_t out,
+                           int64_t first, int64_t last, int rows, int kind, int block) {
+    const int64_t size = kind == NIBBLES ? block / 2 : block; /* bytes of weights in a block */
+    const uint8_t *values = w->values + out * w->stride;
+    const int sign = w->kind == SIGNED_BYTES ? 128 : 0, count = (int)(last - first);
+    float scale[STRETCH + WIDTH], zero[STRETCH], both[STRETCH * 8];
+    scales_and_zeros(scale, zero, w, out, first, count);
+    for (int i = 0; i < count; i++)
+        for (int r = 0; r < rows; r++) both[i * rows + r] = scale[i] * x->scales[(first + i) * rows + r];
+    int64_t whole = (w->stride - first * size) / size; /* blocks that lie within the row */
+    const int direct = whole < count ? (int)whole : count;
+    const int8_t *activations = x->values + first * rows * 2 * block;
+#pragma GCC unroll 4
+    for (int i = 0; i < direct; i++) {
+        weights block_of_row = unpack(values + (first + i) * size, sign, kind, block);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+            sum[r] = add_block(sum[r], block_of_row, activations + (i * rows + r) * 2 * block, both[i * rows + r], kind,
+                               block);
+    }
+    if (direct < count) { /* what lies behind the row may not be there */
+        uint8_t rest[128] = {0};
+        memcpy(rest, values + (first + direct) * size, (size_t)(w->stride - (first + direct) * size));
+        weights block_of_row = unpack(rest, sign, kind, block);
+        for (int r = 0; r < rows; r++)
+            sum[r] = add_block(sum[r], block_of_row, activations + (direct * rows + r) * 2 * block,
+                               both[direct * rows + r], kind, block);
+    }
+    for (int i = 0; i < count; i++) scale[i] *= zero[i];
+    for (int i = count; i < count + WIDTH; i++) scale[i] = 0.0f;
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < count; i += WIDTH)
+            zeros[r] = fused(load_floats(scale + i), load_floats(x->sums + r * x->blocks + first + i), zeros[r]);
+}
+
+/* One row of weights times `rows` rows of activations; `rows`, `kind` (NIBBLES or BYTES) and `block` are constants where
+ * this is inlined. */
 INLINE void packed_row(float *sums, const struct packed *w, const struct rows *x, int64_t out, int rows, int kind,
                        int block) {
-    const int per = LANES / rows;                               /* blocks at once */
-    const int64_t size = kind == NIBBLES ? block / 2 : block;   /* bytes of weights in a block */
     const int64_t blocks = (w->in + block - 1) / block;
-    const uint8_t *values = w->values + out * w->stride;
-    const int sign = w->kind == SIGNED_BYTES ? 128 : 0;
-    uint8_t tail[LANES * 128];
-    int32_t dot[LANES], zero[LANES] = {0};
-    float scale[LANES] = {0}, term[LANES];
-    for (int r = 0; r < rows; r++) sums[r] = 0.0f;
-    for (int64_t b = 0; b < blocks; b += per) {
-        const int8_t *activations = x->values + b * rows * 2 * block;
-        int count = blocks - b < per ? (int)(blocks - b) : per;
-        const uint8_t *at = values + b * size;
-        int64_t left = w->stride - b * size;
-        if (left < per * size) { /* what lies behind the row may not be there */
-            memcpy(tail, at, (size_t)left);
-            memset(tail + left, 0, (size_t)(per * size - left));
-            at = tail;
-        }
-        dots(dot, at, activations, sign, rows, kind, block);
-        scales_of(scale, w, out, b, count, per);
-        zeros_of(zero, w, out, b, count);
-        for (int i = 0; i < per; i++)
-            for (int r = 0; r < rows; r++) {
-                int lane = i * rows + r;
-                int32_t sum = dot[lane] - zero[i] * x->sums[b * rows + lane];
-                term[lane] = (float)sum * (scale[i] * x->scales[b * rows + lane]);
-            }
-        for (int i = 0; i < count; i++)
-            for (int r = 0; r < rows; r++) sums[r] += term[i * rows + r];
-    }
+    vector sum[8], zeros[8];
+    for (int r = 0; r < rows; r++) sum[r] = zeros[r] = zero_vector();
+    for (int64_t b = 0; b < blocks; b += STRETCH)
+        packed_stretch(sum, zeros, w, x, out, b, blocks - b < STRETCH ? blocks : b + STRETCH, rows, kind, block);
+    for (int r = 0; r < rows; r++) sums[r] = sum_of(sum[r]) - sum_of(zeros[r]);
 }
 
-enum { nibbles = NIBBLES, bytes = BYTES }; /* NIBBLES and BYTES in functions' names */
+enum { nibbles = NIBBLES, bytes = BYTES }; /* in names of functions */
 
 /* A function for each number of rows, kind and block, so that their loops are unrolled. */
 typedef void row_function(float *sums, const struct packed *w, const struct rows *x, int64_t out);
@@ -177,18 +190,16 @@ static void dequantise(const struct call *c, int64_t first, int64_t last) {
         for (int64_t b = 0, start = 0; start < w->in; b++, start += w->block) {
             int64_t count = w->in - start < w->block ? w->in - start : w->block, to = row * w->in + start;
             int64_t out = c->first + row;
-            float scale, x[128];
-            int32_t zero[LANES];
-            scales_of(&scale, w, out, b, 1, 1);
-            zeros_of(zero, w, out, b, 1);
+            float scale, zero, x[128];
+            scales_and_zeros(&scale, &zero, w, out, b, 1);
             const uint8_t *values = w->values + out * w->stride + (w->kind == NIBBLES ? start / 2 : start);
             if (w->kind == NIBBLES)
                 for (int64_t i = 0; i < (count + 1) / 2; i++) {
-                    x[2 * i] = (float)((values[i] & 15) - zero[0]) * scale;
-                    x[2 * i + 1] = (float)((values[i] >> 4) - zero[0]) * scale;
+                    x[2 * i] = ((float)(values[i] & 15) - zero) * scale;
+                    x[2 * i + 1] = ((float)(values[i] >> 4) - zero) * scale;
                 }
             else
-                for (int64_t i = 0; i < count; i++) x[i] = (float)((values[i] ^ sign) - zero[0]) * scale;
+                for (int64_t i = 0; i < count; i++) x[i] = ((float)(values[i] ^ sign) - zero) * scale;
             if (c->x_type == FP32)
                 memcpy((float *)c->y + to, x, (size_t)count * sizeof(float));
             else if (c->x_type == BF16)

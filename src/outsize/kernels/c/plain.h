@@ -23,8 +23,10 @@ INLINE void plain_row(float *sums, const void *w, const float *x, int64_t in, in
     for (int i = 0; i < rows * parts; i++) sum[i] = zero_vector();
     int64_t i = 0;
     for (; i + WIDTH * parts <= in; i += WIDTH * parts) {
+#pragma GCC unroll 4
         for (int p = 0; p < parts; p++) {
             vector weight = load_vector(w, type, i + p * WIDTH);
+#pragma GCC unroll 8
             for (int r = 0; r < rows; r++)
                 sum[p * rows + r] = fused(weight, load_floats(x + r * padded + i + p * WIDTH), sum[p * rows + r]);
         }

@@ -17,6 +17,7 @@ INLINE vector load_vector(const void *w, int type, int64_t i) {
 }
 
 INLINE vector load_floats(const float *x) { return _mm512_loadu_ps(x); }
+INLINE void store_floats(float *to, vector v) { _mm512_storeu_ps(to, v); }
 INLINE vector fused(vector a, vector b, vector sum) { return _mm512_fmadd_ps(a, b, sum); }
 INLINE vector add(vector a, vector b) { return _mm512_add_ps(a, b); }
 INLINE float sum_of(vector v) { return _mm512_reduce_add_ps(v); }
@@ -32,6 +33,8 @@ typedef struct {
 /* Values as bytes, in the order of the planes of activations; a block of 32 fills half a vector, zeros the other. */
 INLINE weights unpack(const uint8_t *w, int sign, int kind, int block) {
     const __m512i mask = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)sign);
+    prefetch(w);
+    if (kind != NIBBLES && block == 128) prefetch(w + 64);
     weights to = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     if (kind == NIBBLES && block == 128) {
         __m512i raw = LOAD(w);
@@ -63,8 +66,9 @@ INLINE __m512i dot_plane(__m512i sum, __m512i w, __m512i x) {
 #endif
 }
 
+/* Parts of the sum of products of a block. */
 INLINE __m512i dot(weights w, const int8_t *x, int kind, int block) {
-    __m512i zero = _mm512_setzero_si512();
+    const __m512i zero = _mm512_setzero_si512();
     if (!PLANES(kind)) {
         __m512i sum = _mm512_madd_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(w.first)), LOAD(x));
         if (block >= 64) {
@@ -79,49 +83,16 @@ INLINE __m512i dot(weights w, const int8_t *x, int kind, int block) {
         }
         return sum;
     }
-    __m512i high, low;
     if (block == 32) {
-        high = dot_plane(zero, w.first, _mm512_zextsi256_si512(LOAD_HALF(x)));
-        low = dot_plane(zero, w.first, _mm512_zextsi256_si512(LOAD_HALF(x + 32)));
-    } else {
-        high = dot_plane(zero, w.first, LOAD(x));
-        low = dot_plane(zero, w.first, LOAD(x + block));
+        __m512i high = dot_plane(zero, w.first, _mm512_zextsi256_si512(LOAD_HALF(x)));
+        return dot_plane(_mm512_slli_epi32(high, 8), w.first, _mm512_zextsi256_si512(LOAD_HALF(x + 32)));
     }
-    if (block == 128) {
-        high = dot_plane(high, w.second, LOAD(x + 64));
-        low = dot_plane(low, w.second, LOAD(x + 192));
-    }
-    return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+    __m512i sum = dot_plane(zero, w.first, LOAD(x));
+    if (block == 128) sum = dot_plane(sum, w.second, LOAD(x + 64));
+    sum = dot_plane(_mm512_slli_epi32(sum, 8), w.first, LOAD(x + block));
+    return block == 128 ? dot_plane(sum, w.second, LOAD(x + 192)) : sum;
 }
 
-INLINE __m512i add_halves32(__m512i a, __m512i b) {
-    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-}
-
-INLINE __m512i add_halves64(__m512i a, __m512i b) {
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-}
-
-/* Sixteen vectors into their sixteen sums. */
-INLINE __m512i sums_of(const __m512i *v) {
-    __m512i four[4], two[2];
-    for (int i = 0; i < 4; i++)
-        four[i] = add_halves64(add_halves32(v[4 * i], v[4 * i + 1]), add_halves32(v[4 * i + 2], v[4 * i + 3]));
-    for (int i = 0; i < 2; i++)
-        two[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(four[2 * i], four[2 * i + 1], 0x44),
-                                  _mm512_shuffle_i32x4(four[2 * i], four[2 * i + 1], 0xee));
-    return _mm512_add_epi32(_mm512_shuffle_i32x4(two[0], two[1], 0x88), _mm512_shuffle_i32x4(two[0], two[1], 0xdd));
-}
-
-INLINE void dots(int32_t *sums, const uint8_t *w, const int8_t *x, int sign, int rows, int kind, int block) {
-    const int bytes = kind == NIBBLES ? block / 2 : block;
-    __m512i part[LANES];
-    for (int b = 0; b < LANES / rows; b++) {
-        const uint8_t *values = w + b * bytes;
-        for (int line = 0; line < (bytes + 63) / 64; line++) prefetch(values + 64 * line);
-        weights unpacked = unpack(values, sign, kind, block);
-        for (int r = 0; r < rows; r++)
-            part[b * rows + r] = dot(unpacked, x + (b * rows + r) * 2 * block, kind, block);
-    }
-    _mm512_storeu_si512(sums, sums_of(part));
+INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int kind, int block) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot(w, x, kind, block)), _mm512_set1_ps(scale), sum);
 }
