@@ -50,7 +50,9 @@ $(READY): pyproject.toml constraints.txt $(KERNELS)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Without AMX: llama.cpp's kernels for it crash (ggml-org/llama.cpp#20824).
 $(BENCH_READY): pyproject.toml constraints.txt bench/requirements.txt $(KERNELS)
 	$(BASE_PYTHON) -m venv .venv-bench
+	CMAKE_ARGS='-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__' \
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --requirement bench/requirements.txt --editable .
 	touch $@
