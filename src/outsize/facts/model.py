@@ -155,6 +155,8 @@ class ModelSpec:
     buffer_bytes: int = 0  # non-persistent buffers (rotary tables), made at load, never stored
     dtype: str = ""  # the type most parameters are stored in
     origins: Mapping[str, Origin] = field(default_factory=lambda: NO_ORIGINS)  # by parameter; none for shipped specs
+    passing: WorkspaceSpec | None = None  # peak of a pass that keeps no cache; None where nobody measured it
+    resting: WorkspaceSpec | None = None  # of such a pass, most bytes that live when a module with weights begins
 
     @property
     def parameters(self) -> int:

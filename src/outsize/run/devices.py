@@ -16,6 +16,7 @@ from outsize.planning.plan import Item
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # of weights that are bound later
+Kept = dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]]  # originals and their copies
 PASSING = frozenset({"hidden_states", "inputs_embeds"})  # arguments that differ from block to block
 
 
@@ -39,44 +40,44 @@ class Devices:
 class Mover:
     """Brings activations to the device that computes next.
 
-    Masks and position tables are the same for every block: their copies are kept until the next sweep begins. A copy is
-    over when the call returns: one to the host that was not would be read too early.
+    Masks and position tables are the same for every block: their copies are kept, by the forward pass that they belong
+    to, until its next begins. A copy is over when the call returns: one to the host that was not would be read too
+    early.
     """
 
     def __init__(self, home: torch.device) -> None:
         self._home = home
-        self._kept: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def to(self, device: torch.device, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def to(
+        self, device: torch.device, args: Any, kwargs: dict[str, Any], kept: Kept
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Arguments of a forward pass on a device, or None where all of them are there already."""
         if not _elsewhere(device, args) and not _elsewhere(device, kwargs):
             return None
         # Hidden states change from block to block: a kept copy of each would fill the device.
-        named = {k: move(v, device) if k in PASSING else self._kept_tree(v, device) for k, v in kwargs.items()}
+        named = {k: move(v, device) if k in PASSING else _kept_tree(v, device, kept) for k, v in kwargs.items()}
         return move(args, device), named
 
-    def inputs(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def inputs(self, args: Any, kwargs: dict[str, Any], kept: Kept) -> tuple[Any, dict[str, Any]] | None:
         """A whole model's inputs where the first block computes: masks and positions are made there."""
-        return self.to(self._home, args, kwargs)
+        return self.to(self._home, args, kwargs, kept)
 
     def home(self, output: Any) -> Any:
         """An embedding's output where the first block wants it."""
         return move(output, self._home)
 
-    def forget(self) -> None:
-        """Drops the copies of the last sweep."""
-        self._kept.clear()
 
-    def _kept_tree(self, tree: Any, device: torch.device) -> Any:
-        return tree_map_only(torch.Tensor, lambda t: self._keep(t, device), tree)
+def _kept_tree(tree: Any, device: torch.device, kept: Kept) -> Any:
+    return tree_map_only(torch.Tensor, lambda t: _keep(t, device, kept), tree)
 
-    def _keep(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        if tensor.device == device:
-            return tensor
-        key = (id(tensor), device)
-        if key not in self._kept:  # the original is kept too, so that its id stays its own
-            self._kept[key] = (tensor, move(tensor, device))
-        return self._kept[key][1]
+
+def _keep(tensor: torch.Tensor, device: torch.device, kept: Kept) -> torch.Tensor:
+    if tensor.device == device:
+        return tensor
+    key = (id(tensor), device)
+    if key not in kept:  # the original is kept too, so that its id stays its own
+        kept[key] = (tensor, move(tensor, device))
+    return kept[key][1]
 
 
 def move(tree: Any, device: torch.device) -> Any:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from outsize.errors import DoesNotFit
+from outsize.errors import DoesNotFit, UsageError
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.facts.sizes import format_size
 from outsize.planning.plan import Plan
+from outsize.run.dataset import DatasetProgress, ScoreRequest, ScoreResult
 from outsize.run.sweep import Sweep
 from outsize.store.direct_files import Files
 
@@ -19,7 +22,8 @@ from outsize.store.direct_files import Files
 class Stats:
     """What a model has done since it was loaded."""
 
-    sweeps: int  # forward passes
+    sweeps: int  # passes over the weights: forward passes, but those that share one count once
+    forwards: int  # forward passes
     bytes_read: int  # from the drive
     waited_s: float  # that the computation waited for the drive
     open_s: float  # since the load began
@@ -39,6 +43,7 @@ class Engine:
         self.plan = plan
         self._sweep = sweep
         self._files = files
+        self._underway = False  # a dataset
         self._began = time.monotonic()
         self._guard = sweep.model.register_forward_pre_hook(self._check_room, with_kwargs=True)
 
@@ -48,11 +53,51 @@ class Engine:
         stream = self._sweep.stream.stats
         return Stats(
             sweeps=self._sweep.sweeps,
+            forwards=self._sweep.forwards,
             bytes_read=self._sweep.bytes_read,
             waited_s=stream.waited_s,
             open_s=time.monotonic() - self._began,
             peak_ram_bytes=peak_ram_bytes(),
         )
+
+    def score(
+        self, requests: Iterable[ScoreRequest], *, progress: Callable[[DatasetProgress], None] | None = None
+    ) -> Iterator[ScoreResult]:
+        """How likely each continuation is: a result for each request, as they are ready, in any order.
+
+        All share sweeps over the weights, as far as memory allows. What is wrong with one request is in its result;
+        what concerns all is raised: OutsizeError for files that changed or a model that was closed, UsageError where
+        another dataset is underway. Closing the iterator early ends everything.
+        """
+        from outsize.run.scoring import Scoring
+
+        several = list(requests)
+        with self._busy():
+            work = Scoring(self._sweep.model, self.spec, self.plan, self._sweep, several)
+            yield from self._watched(work, len(several), progress)
+
+    def _watched(self, work: Any, rows: int, progress: Callable[[DatasetProgress], None] | None) -> Iterator[Any]:
+        """The results of a dataset, with a word after each."""
+        sweeps, disk = self._sweep.sweeps, self._sweep.bytes_read
+        results = work.results()
+        try:
+            for done, result in enumerate(results, start=1):
+                if progress is not None:
+                    read = self._sweep.bytes_read - disk
+                    progress(DatasetProgress(done, rows, self._sweep.sweeps - sweeps, work.tokens, read))
+                yield result
+        finally:
+            results.close()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        if self._underway:
+            raise UsageError("a dataset is underway with this model", remedy="finish or close its iterator first")
+        self._underway = True
+        try:
+            yield
+        finally:
+            self._underway = False
 
     def close(self) -> None:
         """Ends the threads and frees the memory. The model cannot be used afterwards. A second close does nothing."""
@@ -63,7 +108,7 @@ class Engine:
     def _check_room(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Whether the cache and the workspace of the coming pass fit into what the plan leaves free."""
         inputs = _inputs(args, kwargs)
-        if inputs is None:
+        if inputs is None or self._sweep.passage.wait is not None:  # who lets it wait has counted what it takes
             return
         batch, tokens = inputs.shape[0], inputs.shape[1]
         past: Any = kwargs.get("past_key_values")

@@ -7,8 +7,9 @@ its weights are there. A unit that stays is bound once, and then costs nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from outsize.facts.model import ModuleSpec
 from outsize.planning.plan import Item
 from outsize.run.binding import Binding, bind_rows
 from outsize.run.cargo import Load
-from outsize.run.devices import Devices, Mover, device_of, move_buffers, move_outputs
+from outsize.run.devices import Devices, Kept, Mover, device_of, move_buffers, move_outputs
 from outsize.run.head import lay_out_rows
 from outsize.store.rows import RowReader
 from outsize.store.stream import Stay, Stream
@@ -50,19 +51,20 @@ class Part:
     compact: frozenset[str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Station:
     """A unit on the sweep's way, and its state.
 
     Those of its parts that stay are ``bound`` once. Of the streamed ones, in the order in which they compute, one is in
-    memory at a time. It has no parts if it is looked up on disk.
+    memory at a time. It has no parts if it is looked up on disk. It ``encloses`` other units where it is a weight of
+    the whole model's own.
     """
 
     unit: Unit
     parts: tuple[Part, ...]
     device: torch.device
+    encloses: bool
     bound: bool = False
-    entered: int = 0
     now: Part | None = None
 
     @property
@@ -70,9 +72,32 @@ class Station:
         """The parts that are read again in every sweep."""
         return tuple(part for part in self.parts if part.stay == "stream")
 
+    @property
+    def staying(self) -> tuple[Part, ...]:
+        """The parts that are bound once."""
+        return tuple(part for part in self.parts if part.stay != "stream")
+
+
+@dataclass(slots=True, eq=False)
+class Passage:
+    """What belongs to one forward pass that may be underway beside others: which units it is in, its copies of masks.
+
+    ``wait``: called with a place in the stream before the pass goes on with what must be bound there first, and returns
+    when it is. Without it the sweep binds whatever the pass comes to, and lets it go behind it.
+    """
+
+    wait: Callable[[int], None] | None = None
+    entered: Counter[Station] = field(default_factory=Counter)
+    kept: Kept = field(default_factory=dict)
+    asked_from: torch.device | None = None
+    waited: bool = False
+
 
 class Sweep:
-    """Runs a skeleton from a stream, as a plan says. Not for several threads at once."""
+    """Runs a skeleton from a stream, as a plan says. Not for several threads at once.
+
+    ``passage`` is the forward pass that computes now; who has several underway says so at every change.
+    """
 
     def __init__(
         self,
@@ -86,8 +111,11 @@ class Sweep:
         self.model = model
         self.stream = stream
         self.sweeps = 0
+        self.forwards = 0
+        self.passage = Passage()
         self._progress = progress
         self._rows = rows
+        self._roots = {id(module) for stop in stops for module in stop.unit.modules}
         home = devices.first_block([(stop.unit, stop.item) for stop in stops])
         self._mover = Mover(home)
         numbers = itertools.count()
@@ -95,12 +123,29 @@ class Sweep:
         self._stays = sum(
             load.cargo.layout.nbytes for stop in stops for load in stop.loads if load.cargo.stay != "stream"
         )
-        self._asked_from: torch.device | None = None
+        self._places = [(station, part) for station in self._stations for part in station.parts]
         self._hooks: list[Any] = []
         move_buffers(self.model, home)
         for station in self._stations:
             for module in reversed(station.unit.modules):  # its own last: a tied one may have buffers of another unit
                 move_buffers(module, station.device)
+
+    def open(self, place: int) -> None:
+        """Binds what a passage waits for at that place in the stream: a streamed part, or what stays of a unit."""
+        station, part = self._places[place]
+        if part.stay == "stream":
+            self._turn_to(station, part)
+        else:
+            self._load(station)
+
+    def shut(self, place: int) -> None:
+        """Lets go of what was streamed for that place."""
+        self._turn_to(self._places[place][0], None)
+
+    def is_needed(self, place: int, passages: Iterable[Passage]) -> bool:
+        """Whether any of the passages is inside a unit that encloses others, and so needs its weights until its end."""
+        station, _ = self._places[place]
+        return station.encloses and any(passage.entered[station] for passage in passages)
 
     def start(self) -> None:
         """Hooks the model, and binds what stays outside the blocks: other code may use that without its module."""
@@ -146,14 +191,16 @@ class Sweep:
             if load.cargo.layout != binding.layout:
                 raise DamagedModel(f"the bytes of {unit.name} are not where the spec has them", remedy="load it again")
             parts.append(Part(binding, next(numbers), load.cargo.stay, load.compact))
-        return Station(unit, tuple(parts), device)
+        own = {id(module) for module in unit.modules}
+        inside = {id(inner) for module in unit.modules for inner in module.modules()} - own
+        return Station(unit, tuple(parts), device, encloses=bool(inside & self._roots))
 
     def _hook(self, station: Station) -> None:
         """Enters a unit before each of its modules computes and leaves it afterwards, whatever happens in between."""
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
             self._enter(station)
-            return self._mover.to(station.device, args, kwargs)
+            return self._mover.to(station.device, args, kwargs, self.passage.kept)
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
             self._leave(station)
@@ -175,7 +222,7 @@ class Sweep:
     def _hook_part(self, station: Station, part: Part) -> None:
         def before(*_: Any) -> None:
             if part.stay == "stream":
-                self._turn_to(station, part)
+                self._come_to(station, part)
 
         for module in part.binding.modules:
             self._hooks.append(module.register_forward_pre_hook(before))
@@ -184,39 +231,61 @@ class Sweep:
         """Inputs go to the first block's device, of stacks that are called by themselves too; outputs come back."""
 
         def inputs(_: nn.Module, args: Any, kwargs: Any) -> Any:
-            return self._mover.inputs(args, kwargs)
+            return self._mover.inputs(args, kwargs, self.passage.kept)
 
-        self._hooks.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True))
         self._hooks.append(self.model.register_forward_hook(self._end))
         for module in self.model.modules():
             if isinstance(module, PreTrainedModel):
                 self._hooks.append(module.register_forward_pre_hook(inputs, with_kwargs=True))
 
     def _begin(self, _: nn.Module, args: Any, kwargs: Any) -> None:
-        self.sweeps += 1
-        self._mover.forget()
-        self._asked_from = device_of(args, kwargs)
+        self.forwards += 1
+        self.passage.waited = False
+        self.passage.kept.clear()
+        self.passage.entered.clear()  # an interrupt may have ended the last one anywhere
+        self.passage.asked_from = device_of(args, kwargs)
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> Any:
-        return output if self._asked_from is None else move_outputs(output, self._asked_from)
+        self.sweeps += not self.passage.waited  # those who wait share sweeps: who lets them wait counts
+        return output if self.passage.asked_from is None else move_outputs(output, self.passage.asked_from)
 
     def _enter(self, station: Station) -> None:
-        station.entered += 1
-        if station.entered > 1:
+        entered = self.passage.entered
+        entered[station] += 1
+        if entered[station] > 1:
             return
-        self._load(station)
+        staying = station.staying
+        if staying and not station.bound:
+            if self.passage.wait is None:
+                self._load(station)
+            else:
+                self._wait(staying[0].index)
         streamed = station.streamed
         if len(streamed) == 1:
-            self._turn_to(station, streamed[0])
+            self._come_to(station, streamed[0])
 
     def _leave(self, station: Station) -> None:
-        station.entered = max(station.entered - 1, 0)
-        if not station.entered:
+        entered = self.passage.entered
+        entered[station] = max(entered[station] - 1, 0)
+        if not entered[station] and self.passage.wait is None:
             self._turn_to(station, None)
+
+    def _come_to(self, station: Station, part: Part) -> None:
+        """Goes on once a streamed part is bound."""
+        if self.passage.wait is None:
+            self._turn_to(station, part)
+        elif station.now is not part:
+            self._wait(part.index)
+
+    def _wait(self, place: int) -> None:
+        assert self.passage.wait is not None
+        self.passage.waited = True
+        self.passage.wait(place)
 
     def _load(self, station: Station) -> None:
         """Binds what stays of a unit, once, as its bytes arrive. What turns out too large to stay is streamed."""
-        staying = [part for part in station.parts if part.stay != "stream"]
+        staying = station.staying
         if station.bound or not staying:
             return
         for part in staying:

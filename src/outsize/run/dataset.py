@@ -1,0 +1,78 @@
+"""What is asked for many sequences at once, and what comes of each. No torch: commands import this to read their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Finish = Literal["eos", "stop", "length", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """How likely each continuation is, behind the context. Token ids; nothing is added to them.
+
+    The context has at least one token (a decoder-only model must have something to predict from; the encoder reads it
+    in an encoder-decoder model), each continuation too.
+    """
+
+    id: str
+    context: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """Of each continuation: the sum of natural log-probabilities, its tokens, whether each was the likeliest.
+
+    Or, with nothing of these, the ``error``.
+    """
+
+    id: str
+    logprobs: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+    greedy: tuple[bool, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """New tokens behind a prompt: the likeliest, or drawn where there is a temperature.
+
+    ``seed``: a row draws with its own generator, so that its answer does not depend on the rows beside it. ``stop``:
+    strings that end the answer, for which a tokenizer is needed.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """The new tokens, without the end-of-sequence token; with a stop string up to the token that completes it.
+
+    ``text``: where there was a tokenizer; cut before the stop string. Or the ``error``.
+    """
+
+    id: str
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    finish: Finish = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetProgress:
+    """How far a dataset is, since its beginning: requests done, of how many, sweeps, tokens computed, bytes read."""
+
+    done: int
+    rows: int
+    sweeps: int
+    tokens: int
+    disk_bytes: int

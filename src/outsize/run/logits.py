@@ -1,0 +1,122 @@
+"""Logits where they are wanted, and nowhere else: what the head multiplies is chosen right before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from outsize.errors import UnsupportedModel
+
+
+@dataclass(slots=True, eq=False)
+class Pick:
+    """Positions of one micro-batch whose logits are wanted: row and position of each, in order."""
+
+    rows: list[int]
+    positions: list[int]
+    most: int  # that the head may compute at a time
+    hidden: torch.Tensor | None = None  # [1, picked, hidden]
+    output: torch.Tensor | None = field(default=None)  # of the head
+
+
+PICK: ContextVar[Pick | None] = ContextVar("pick", default=None)  # a greenlet has its own
+
+
+class Head:
+    """A model's head, which computes what the ``Pick`` of the micro-batch that is underway says.
+
+    Some models do something to the logits behind the head (a cap, a scale, a bias). Then they must all be computed at
+    once, which ``at_once`` remembers.
+    """
+
+    def __init__(self, model: Any) -> None:
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Module):
+            raise UnsupportedModel(f"{type(model).__name__} has no head", remedy="load it as a causal language model")
+        self.module = head
+        self.at_once = False
+        self._hooks = [
+            head.register_forward_pre_hook(self._before, prepend=True),
+            head.register_forward_hook(self._after),
+        ]
+
+    def close(self) -> None:
+        """Takes the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def logits(self, model: Any, pick: Pick, inputs: dict[str, Any]) -> Iterator[torch.Tensor]:
+        """Runs the model, and gives the picked positions' logits in order, [some, vocabulary] at a time."""
+        most = len(pick.rows) if self.at_once else pick.most
+        mine = Pick(pick.rows, pick.positions, most)
+        PICK.set(mine)
+        logits = model(**inputs).logits
+        PICK.set(None)
+        if mine.hidden is None or mine.output is None:  # the head was not called as a module
+            yield logits[mine.rows, mine.positions]
+            return
+        if mine.hidden.shape[1] > most and not _same(logits, mine.output):
+            self.at_once = True
+            raise OnceMoreError
+        yield logits[0]
+        for start in range(most, mine.hidden.shape[1], most):
+            yield self.module(mine.hidden[:, start : start + most])[0]
+
+    def _before(self, _: nn.Module, args: Any) -> Any:
+        pick = PICK.get()
+        if pick is None or not args or args[0].ndim != 3:
+            return None
+        hidden = args[0]  # [rows, tokens, hidden]
+        where = torch.tensor([pick.rows, pick.positions], device=hidden.device)
+        pick.hidden = hidden[where[0], where[1]].unsqueeze(0)
+        return (pick.hidden[:, : pick.most], *args[1:])
+
+    def _after(self, _: nn.Module, args: Any, output: torch.Tensor) -> None:
+        pick = PICK.get()
+        if pick is not None and pick.hidden is not None:
+            pick.output = output
+
+
+class OnceMoreError(Exception):
+    """All logits must be computed at once, after all."""
+
+
+def _same(logits: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether the model gave the head's output back as it was."""
+    if logits.shape != output.shape or logits.dtype != output.dtype:
+        return False
+    return torch.equal(logits, output.to(logits.device))
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihoods:
+    """Of each picked position: the wanted token's log-probability, and whether that was the likeliest."""
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+
+
+def likelihoods(logits: Iterator[torch.Tensor], places: list[int], wanted: list[int], most: int) -> Likelihoods:
+    """Log-probabilities in float32 of tokens ``wanted`` at the picked ``places`` (ascending), ``most`` at a time."""
+    logprobs: list[float] = []
+    greedy: list[bool] = []
+    begin = done = 0  # of the logits in hand; of the tokens wanted
+    for several in logits:
+        for chunk in torch.split(several, most):
+            end = begin + chunk.shape[0]
+            upto = done
+            while upto < len(places) and places[upto] < end:
+                upto += 1
+            if upto > done:
+                at = torch.tensor([place - begin for place in places[done:upto]], device=chunk.device)
+                tokens = torch.tensor(wanted[done:upto], device=chunk.device)
+                logprob = torch.log_softmax(chunk.float(), dim=-1)  # [some, vocabulary]
+                logprobs += logprob[at, tokens].tolist()
+                greedy += (chunk.argmax(dim=-1)[at] == tokens).tolist()
+            begin, done = end, upto
+    return Likelihoods(tuple(logprobs), tuple(greedy))
