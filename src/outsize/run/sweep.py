@@ -43,12 +43,22 @@ class Stop:
 
 @dataclass(slots=True)
 class Part:
-    """What of a unit is read and bound together, and its place in the stream."""
+    """What of a unit is read and bound together, and its place in the stream.
+
+    ``late``: it computes once as it was read, and is made compact behind that. ``settled``: it is bound for good.
+    """
 
     binding: Binding
     index: int
     stay: Stay
     compact: frozenset[str]
+    late: bool = False
+    settled: bool = False
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is bound just while it computes."""
+        return self.stay == "stream" or self.late
 
 
 @dataclass(slots=True, eq=False)
@@ -69,13 +79,13 @@ class Station:
 
     @property
     def streamed(self) -> tuple[Part, ...]:
-        """The parts that are read again in every sweep."""
-        return tuple(part for part in self.parts if part.stay == "stream")
+        """The parts that are bound just while they compute."""
+        return tuple(part for part in self.parts if part.passes)
 
     @property
     def staying(self) -> tuple[Part, ...]:
-        """The parts that are bound once."""
-        return tuple(part for part in self.parts if part.stay != "stream")
+        """The parts that are bound before the unit computes, once."""
+        return tuple(part for part in self.parts if not part.passes and not part.settled)
 
 
 @dataclass(slots=True, eq=False)
@@ -133,7 +143,7 @@ class Sweep:
     def open(self, place: int) -> None:
         """Binds what a passage waits for at that place in the stream: a streamed part, or what stays of a unit."""
         station, part = self._places[place]
-        if part.stay == "stream":
+        if part.passes:
             self._turn_to(station, part)
         else:
             self._load(station)
@@ -190,7 +200,8 @@ class Sweep:
             binding = Binding([by_name[tensor.name] for tensor in load.tensors], device, skip=looked_up)
             if load.cargo.layout != binding.layout:
                 raise DamagedModel(f"the bytes of {unit.name} are not where the spec has them", remedy="load it again")
-            parts.append(Part(binding, next(numbers), load.cargo.stay, load.compact))
+            late = bool(load.compact) and not streamed
+            parts.append(Part(binding, next(numbers), load.cargo.stay, load.compact, late))
         own = {id(module) for module in unit.modules}
         inside = {id(inner) for module in unit.modules for inner in module.modules()} - own
         return Station(unit, tuple(parts), device, encloses=bool(inside & self._roots))
@@ -221,7 +232,7 @@ class Sweep:
 
     def _hook_part(self, station: Station, part: Part) -> None:
         def before(*_: Any) -> None:
-            if part.stay == "stream":
+            if part.passes:
                 self._come_to(station, part)
 
         for module in part.binding.modules:
@@ -289,21 +300,37 @@ class Sweep:
         if station.bound or not staying:
             return
         for part in staying:
-            memory = self.stream.acquire(part.index)
-            if not part.binding.bind(memory, own=part.stay == "once", compact=part.compact):
-                part.stay = "stream"
-                self.stream.stream_from_now(part.index)
+            self._settle(part)
             self.stream.release(part.index)
         station.bound = True
         self._progress(self.stream.loaded, self._stays)
 
+    def _settle(self, part: Part) -> None:
+        """Binds what stays, for good. The buffer that it was read into is still to be released."""
+        memory = self.stream.acquire(part.index)
+        if part.binding.bind(memory, own=part.stay == "once", compact=part.compact):
+            part.settled = True
+            return
+        part.binding.unbind()
+        part.stay = "stream"
+        self.stream.stream_from_now(part.index)
+
+    def _let_go(self, part: Part) -> None:
+        """Behind its computation: what is streamed goes, what is late comes to stay."""
+        if part.late:
+            part.late = False
+            self._settle(part)
+            self._progress(self.stream.loaded, self._stays)
+        else:
+            part.binding.unbind()
+        self.stream.release(part.index)
+
     def _turn_to(self, station: Station, part: Part | None) -> None:
-        """Lets go of a streamed unit's part that has computed, and binds the one that comes."""
+        """Lets go of a unit's part that has computed, and binds the one that comes."""
         if station.now is part:
             return
         if station.now is not None:
-            station.now.binding.unbind()
-            self.stream.release(station.now.index)
+            self._let_go(station.now)
             station.now = None
         if part is not None:
             part.binding.bind(self.stream.acquire(part.index), own=False)
