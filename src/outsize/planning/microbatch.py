@@ -155,10 +155,16 @@ def burden_of(spec: ModelSpec, plan: Plan, shape: Shape) -> Burden:
     return Burden(resting, workspace_bytes(spec, shape))
 
 
-def pack(lengths: Sequence[int], fits: Callable[[int, int], bool], *, alike: bool = False) -> list[list[int]]:
+def pack(
+    lengths: Sequence[int],
+    fits: Callable[[int, int], bool],
+    *,
+    most_tokens: int = MICRO_BATCH_TOKENS,
+    alike: bool = False,
+) -> list[list[int]]:
     """Indexes of sequences that go together: of similar length, the longest first.
 
-    At most 1024 tokens and an eighth of padding to a micro-batch, but at least one sequence; ``fits(rows, tokens)``
+    At most ``most_tokens`` and an eighth of padding to a micro-batch, but at least one sequence; ``fits(rows, tokens)``
     says whether there is room for one of that shape. ``alike``: only sequences of equal length.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal ones stay in the order given
@@ -168,7 +174,7 @@ def pack(lengths: Sequence[int], fits: Callable[[int, int], bool], *, alike: boo
         rows = len(packs[-1]) + 1 if packs else 0
         padded = rows * longest
         padding = padded - held - lengths[i]
-        few = rows and padded <= MICRO_BATCH_TOKENS and padding <= (0 if alike else MOST_PADDING * padded)
+        few = rows and padded <= most_tokens and padding <= (0 if alike else MOST_PADDING * padded)
         if few and fits(rows, longest):
             packs[-1].append(i)
             held += lengths[i]

@@ -1,4 +1,4 @@
-"""What is asked for many sequences at once, and what comes of each. No torch: commands import this to read their files."""
+"""What is asked for many sequences at once, and what comes of each. No torch: commands import it early."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -93,30 +94,23 @@ def _same(logits: torch.Tensor, output: torch.Tensor) -> bool:
     return torch.equal(logits, output.to(logits.device))
 
 
-@dataclass(frozen=True, slots=True)
-class Likelihoods:
-    """Of each picked position: the wanted token's log-probability, and whether that was the likeliest."""
+def likelihoods(
+    logits: Iterator[torch.Tensor], wanted: Sequence[tuple[int, int]], most: int
+) -> list[tuple[float, bool]]:
+    """Log-probabilities in float32, and whether each was the likeliest, of ``wanted``: picked place (ascending), token.
 
-    logprobs: tuple[float, ...]
-    greedy: tuple[bool, ...]
-
-
-def likelihoods(logits: Iterator[torch.Tensor], places: list[int], wanted: list[int], most: int) -> Likelihoods:
-    """Log-probabilities in float32 of tokens ``wanted`` at the picked ``places`` (ascending), ``most`` at a time."""
-    logprobs: list[float] = []
-    greedy: list[bool] = []
-    begin = done = 0  # of the logits in hand; of the tokens wanted
+    ``logits``: [some, vocabulary], one after the other; ``most`` of them are turned into probabilities at a time.
+    """
+    found: list[tuple[float, bool]] = []
+    begin = 0  # of the logits in hand
     for several in logits:
         for chunk in torch.split(several, most):
             end = begin + chunk.shape[0]
-            upto = done
-            while upto < len(places) and places[upto] < end:
-                upto += 1
-            if upto > done:
-                at = torch.tensor([place - begin for place in places[done:upto]], device=chunk.device)
-                tokens = torch.tensor(wanted[done:upto], device=chunk.device)
-                logprob = torch.log_softmax(chunk.float(), dim=-1)  # [some, vocabulary]
-                logprobs += logprob[at, tokens].tolist()
-                greedy += (chunk.argmax(dim=-1)[at] == tokens).tolist()
-            begin, done = end, upto
-    return Likelihoods(tuple(logprobs), tuple(greedy))
+            here = list(takewhile(lambda pair: pair[0] < end, wanted[len(found) :]))  # noqa: B023  used at once
+            if here:
+                at = torch.tensor([place - begin for place, _ in here], device=chunk.device)
+                tokens = torch.tensor([token for _, token in here], device=chunk.device)
+                logprobs = torch.log_softmax(chunk.float(), dim=-1)[at, tokens]
+                found += zip(logprobs.tolist(), (chunk.argmax(dim=-1)[at] == tokens).tolist(), strict=True)
+            begin = end
+    return found

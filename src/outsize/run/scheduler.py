@@ -19,16 +19,16 @@ from outsize.run.sweep import Passage, Sweep
 
 
 class Job:
-    """A computation with the model, of one forward pass or many: ``work()`` gives ``value``, or ``failure`` says why not.
+    """A computation with the model, of one forward pass or many: ``work()`` gives ``value``, or ``failure`` says why.
 
     ``burden``: the memory it takes while it is underway. ``together``: jobs that are to begin in the same sweep, right
     behind this one.
     """
 
-    def __init__(self, work: Callable[[], Any], burden: Burden, together: Sequence[Job] = ()) -> None:
+    def __init__(self, work: Callable[[], Any], burden: Burden) -> None:
         self.work = work
         self.burden = burden
-        self.together = tuple(together)
+        self.together: tuple[Job, ...] = ()
         self.value: Any = None
         self.failure = ""
         self.done = False
