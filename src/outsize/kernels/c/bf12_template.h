@@ -11,7 +11,9 @@
 enum {
     VECTORS = GROUP / WIDTH,
     AHEAD = 24, /* groups that are fetched before they are needed: the hardware's own prefetching stops at every page */
-    PANEL = 8,  /* groups whose sums are kept apart, for long rows then err less; with several rows of x, also a tile's width */
+    /* Groups whose sums are kept apart: 64 numbers in each part, so that long rows err no more than short ones. With several
+     * rows of x, also the width of a tile. */
+    PANEL = WIDTH / 2,
 };
 
 INLINE void prefetch_group(const uint8_t *group) {
