@@ -19,7 +19,7 @@ PROMPT = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
 @pytest.fixture(autouse=True)
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planned as with compiled kernels, computed by torch; and blocks of a few KB may be compact."""
-    monkeypatch.setattr("outsize.run.requests.compiled", lambda: True)
+    monkeypatch.setattr("outsize.run.requests.are_kernels_compiled", lambda environ: True)
 
 
 def make(folder: Path, spoil: bool = False) -> Path:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from outsize.errors import UsageError
+from outsize.facts.compiled import are_kernels_compiled
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.facts.sizes import parse_size
-from outsize.kernels import compiled
 from outsize.planning.plan import WEIGHTS, Request, Weights
 from outsize.planning.planner import make_request
 
@@ -47,7 +48,7 @@ def request_for(  # noqa: PLR0913
     return make_request(
         spec,
         warm="transformers" in sys.modules,
-        compact=compiled(),
+        compact=are_kernels_compiled(os.environ),
         context=context,
         batch=batch,
         prompt=prompt,
