@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,9 @@ from outsize.errors import DoesNotFit, UsageError
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.facts.sizes import format_size
+from outsize.planning.dataset import DatasetPrediction, predict_shapes
 from outsize.planning.plan import Plan
-from outsize.run.dataset import DatasetProgress, ScoreRequest, ScoreResult
+from outsize.run.dataset import DatasetProgress, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from outsize.run.sweep import Sweep
 from outsize.store.direct_files import Files
 
@@ -69,12 +70,44 @@ class Engine:
         what concerns all is raised: OutsizeError for files that changed or a model that was closed, UsageError where
         another dataset is underway. Closing the iterator early ends everything.
         """
-        from outsize.run.scoring import Scoring
-
         several = list(requests)
         with self._busy():
-            work = Scoring(self._sweep.model, self.spec, self.plan, self._sweep, several)
-            yield from self._watched(work, len(several), progress)
+            yield from self._watched(self._scoring(several), len(several), progress)
+
+    def generate(
+        self,
+        requests: Iterable[GenerateRequest],
+        *,
+        tokenizer: Any = None,
+        progress: Callable[[DatasetProgress], None] | None = None,
+    ) -> Iterator[GenerateResult]:
+        """New tokens for each prompt, as ``score``: results as they are ready, one sweep for a token of each.
+
+        ``tokenizer``: for stop strings, and for the text of results.
+        """
+        several = list(requests)
+        with self._busy():
+            yield from self._watched(self._generating(several, tokenizer), len(several), progress)
+
+    def predict(self, requests: Sequence[ScoreRequest] | Sequence[GenerateRequest]) -> DatasetPrediction:
+        """What a dataset will take from now on: sweeps, seconds, micro-batches, bytes from the drive."""
+        work: Any = None
+        if requests and isinstance(requests[0], GenerateRequest):
+            work = self._generating(requests, tokenizer=object())
+        else:
+            work = self._scoring(requests)
+        loaded = self._sweep.sweeps > 0
+        return predict_shapes(self.spec, self.machine, self.plan, work.shapes, loaded=loaded)
+
+    def _scoring(self, requests: Any) -> Any:
+        from outsize.run.scoring import Scoring
+
+        return Scoring(self._sweep.model, self.spec, self.plan, self._sweep, requests)
+
+    def _generating(self, requests: Any, tokenizer: Any) -> Any:
+        from outsize.run.generation import Generating
+
+        return Generating(self._sweep.model, self.spec, self.plan, self._sweep, requests, tokenizer)
 
     def _watched(self, work: Any, rows: int, progress: Callable[[DatasetProgress], None] | None) -> Iterator[Any]:
         """The results of a dataset, with a word after each."""
