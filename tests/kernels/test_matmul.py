@@ -46,7 +46,9 @@ def bound(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
     padding = (0, -x.shape[-1] % block)
     most = functional.pad(x.double().abs(), padding).unflatten(-1, (-1, block)).amax(-1)  # [rows, blocks]
     sums = functional.pad(whole, padding).unflatten(-1, (-1, block)).sum(-1)  # [out, blocks]
-    return most @ sums.T / 65278 + (most.shape[-1] + 16) * 2.0**-23 * (x.double().abs() @ (whole + shifts).T)
+    return most @ sums.T / (2 * matmul.LARGEST[weight.packing.bits]) + (most.shape[-1] + 16) * 2.0**-23 * (
+        x.double().abs() @ (whole + shifts).T
+    )
 
 
 def bits(y: torch.Tensor) -> torch.Tensor:
@@ -76,9 +78,9 @@ def test_outliers_among_activations_keep_it_too(build: str, packing: Packing) ->
     x[:, 300] *= 1000
     error = (linear(x, weight).double() - x.double() @ whole.T).abs()
     assert (error <= bound(x, weight)).all()
-    # Rounding x to bf16, as a model in bf16 does by itself, costs more than that.
+    # Rounding x to bf16, as a model in bf16 does by itself, costs more than 16 bits, and about as much as 12.
     rounded = (x.bfloat16().double() @ whole.T - x.double() @ whole.T).abs()
-    assert error.mean() < rounded.mean() / 4
+    assert error.mean() < rounded.mean() * (2 if packing.bits == 4 else 0.25)
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)

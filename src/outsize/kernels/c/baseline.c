@@ -1,7 +1,7 @@
 /* Portable C: what any machine runs. */
 #include "kernels.h"
 
-#define PLANES(kind) 0
+#define LAYOUT(kind) WORDS
 #define WIDTH 16
 
 typedef struct {

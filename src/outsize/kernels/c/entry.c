@@ -1,6 +1,7 @@
 /* What Python calls: which builds there are, and one multiplication by any of them, shared among threads. */
 #include "kernels.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #ifdef __x86_64__
@@ -56,29 +57,33 @@ struct threads {
     number_function *number, *count;
 };
 
+enum { PIECES = 8 }; /* of the work, for each thread: a core that something else uses too takes fewer */
+
 struct shared {
     void (*work)(const struct call *, int64_t, int64_t);
     const struct call *call;
-    const struct threads *threads;
-    int64_t count, step;
+    int64_t count, piece;
+    _Atomic int64_t next;
 };
 
 static void part(void *argument) {
-    const struct shared *s = argument;
-    int64_t me = s->threads->number(), all = s->threads->count(), steps = (s->count + s->step - 1) / s->step;
-    int64_t first = steps * me / all * s->step, last = steps * (me + 1) / all * s->step;
-    if (last > s->count) last = s->count;
-    if (first < last) s->work(s->call, first, last);
+    struct shared *s = argument;
+    for (;;) {
+        int64_t first = atomic_fetch_add_explicit(&s->next, s->piece, memory_order_relaxed);
+        if (first >= s->count) return;
+        s->work(s->call, first, s->count - first < s->piece ? s->count : first + s->piece);
+    }
 }
 
-/* 0 .. count in contiguous ranges of whole steps, one for each thread. */
+/* 0 .. count in contiguous ranges of whole steps, taken by the threads one after the other. */
 static void share(const struct threads *threads, int number, void (*work)(const struct call *, int64_t, int64_t),
                   const struct call *call, int64_t count, int64_t step) {
     if (number < 2 || !threads->parallel) {
         work(call, 0, count);
         return;
     }
-    struct shared s = {work, call, threads, count, step};
+    const int64_t steps = (count + step - 1) / step, pieces = (int64_t)number * PIECES;
+    struct shared s = {work, call, count, (steps + pieces - 1) / pieces * step, 0};
     threads->parallel(part, &s, (unsigned)number, 0);
 }
 

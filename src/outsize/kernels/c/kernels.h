@@ -21,6 +21,13 @@ enum {
     LANES = 16      /* numbers per block of activations to which scratch is padded */
 };
 
+/* How a build of packed weights wants activations q.
+ * WORDS: in order. PLANES: q = 256 * high + low, all high bytes, then all low ones; of nibbles' inputs the even ones
+ * first, then the odd ones. FOLDED, for nibbles: a byte holds an even and an odd nibble, e + 16 * o. Multiplied by y = q_odd,
+ * and e alone by z = 16 * q_even - q_odd, they add up to 16 * (e * q_even + o * q_odd): so nobody needs o alone. y and z are
+ * two planes each, and z has 16 bits if q has 12. */
+enum { WORDS, PLANES, FOLDED };
+
 /* A weight [out, in], quantised in groups of `group` inputs along a row. */
 struct packed {
     int64_t in, out, group, groups, stride; /* stride: bytes of a row of values */

@@ -1,21 +1,26 @@
 /* int4 and int8 weights times a few rows of activations; a template: each build includes it after its vectors.
  *
- * An activation x is taken as scale * q with q of 16 bits, one scale per block of inputs and row. Stored values v are not
- * negative, and a weight is (v - zero) * scale. So y is the sum over blocks of scale of weights * scale of activations *
- * (sum(v * q) - zero * sum(q)): the sums of products are exact integers, in as many parts as a vector has lanes; they are
- * added up in fp32 block by block, and the zeros' share, one number per block, is taken off at the end. A row of
- * activations gives the same bits whatever rows are beside it.
+ * An activation x is taken as scale * q with q of 16 bits (12 for nibbles), one scale per block of inputs and row. Stored
+ * values v are not negative, and a weight is (v - zero) * scale. So y is the sum over blocks of scale of weights * scale of
+ * activations * (sum(v * q) - zero * sum(q)): the sums of products are exact integers, in as many parts as a vector has
+ * lanes; they are added up in fp32 block by block, and the zeros' share, one number per block, is taken off at the end. A
+ * row of activations gives the same bits whatever rows are beside it.
  *
- * The build gives PLANES(kind): whether activations are stored as two planes of bytes (q = 256 * high + low; of nibbles'
- * inputs the even ones first, then the odd ones) or as words in their order; unpack(values, sign, kind, block), where bytes
- * are taken as `byte ^ sign`; and add_block(sum, weights, activations, scale, kind, block). A part of a sum stays below
- * 2**31: 128 * 255 * 32639.
+ * The build gives LAYOUT(kind), how it wants activations; unpack(values, sign, kind, block), where bytes are taken as
+ * `byte ^ sign`; and add_block(sum, weights, activations, scale, kind, block). A part of a sum stays below 2**31:
+ * 128 * 255 * 32639.
  */
 
-enum { LARGEST = 32639 }; /* 127 * 256 + 127 */
+enum { LARGEST = 32639, LARGEST_OF_NIBBLES = 1919 }; /* 127 * 256 + 127; LARGEST / 17 */
 
-/* Quantise one block of one row. Sums and scale are kept for the zero points. */
-INLINE void quantise_block(int8_t *to, int32_t *sum, float *scale, const float *x, int planes, int nibbles, int block) {
+INLINE void into_planes(int8_t *to, const int16_t *q, int block) {
+    for (int i = 0; i < block; i++) to[i] = (int8_t)((q[i] + 128) >> 8);
+    for (int i = 0; i < block; i++) to[block + i] = (int8_t)(uint8_t)q[i]; /* what 256 * high leaves */
+}
+
+/* Quantise one block of one row; returns the sum of what x became, for the zero points. */
+INLINE float quantise_block(int8_t *to, float *scale, const float *x, int layout, int nibbles, int block) {
+    const float largest = nibbles ? LARGEST_OF_NIBBLES : LARGEST;
     uint32_t most = 0;
     for (int i = 0; i < block; i++) {
         uint32_t u = bits_of(x[i]) & 0x7fffffffu;
@@ -23,12 +28,11 @@ INLINE void quantise_block(int8_t *to, int32_t *sum, float *scale, const float *
     }
     if (most >= 0x7f800000u || most < 0x0d800000u) { /* not finite: all that follows is NaN; below 2**-100: zero */
         memset(to, 0, 2 * (size_t)block);
-        *sum = 0;
         *scale = most >= 0x7f800000u ? float_of(0x7fc00000u) : 0.0f;
-        return;
+        return *scale;
     }
-    float inverse = (float)LARGEST / float_of(most);
-    int16_t q[128];
+    const float inverse = largest / float_of(most), step = float_of(most) / largest;
+    int16_t q[128], ordered[128];
     int32_t total = 0;
     for (int i = 0; i < block; i++) {
         float rounded = x[i] * inverse + 12582912.0f; /* 1.5 * 2**23: its last bit is 1, so this rounds to nearest even */
@@ -36,22 +40,20 @@ INLINE void quantise_block(int8_t *to, int32_t *sum, float *scale, const float *
         q[i] = (int16_t)one;
         total += one;
     }
-    *sum = total;
-    *scale = float_of(most) / (float)LARGEST;
-    if (!planes) {
+    *scale = layout == FOLDED ? step / 16 : step;
+    if (layout == WORDS) {
         memcpy(to, q, 2 * (size_t)block);
-        return;
-    }
-    int16_t ordered[128];
-    if (nibbles)
+    } else if (!nibbles) {
+        into_planes(to, q, block);
+    } else {
         for (int i = 0; i < block / 2; i++) {
-            ordered[i] = q[2 * i];
-            ordered[block / 2 + i] = q[2 * i + 1];
+            const int even = q[2 * i], odd = q[2 * i + 1];
+            ordered[i] = (int16_t)(layout == FOLDED ? odd : even);
+            ordered[block / 2 + i] = (int16_t)(layout == FOLDED ? 16 * even - odd : odd);
         }
-    else
-        memcpy(ordered, q, sizeof q);
-    for (int i = 0; i < block; i++) to[i] = (int8_t)((ordered[i] + 128) >> 8);
-    for (int i = 0; i < block; i++) to[block + i] = (int8_t)(uint8_t)ordered[i]; /* what 256 * high leaves */
+        into_planes(to, ordered, block);
+    }
+    return (float)total * step;
 }
 
 static void quantise(const struct call *c, int64_t first, int64_t last) {
@@ -62,13 +64,12 @@ static void quantise(const struct call *c, int64_t first, int64_t last) {
         for (int64_t b = first; b < last; b++) {
             for (int r = 0; r < together; r++) {
                 float x[128];
-                int32_t sum;
                 int64_t start = b * w->block, left = c->in - start, at = b * together + r;
                 if (left < w->block) memset(x, 0, sizeof x);
                 load_some(x, c->x, c->x_type, (row + r) * c->in + start, left < w->block ? left : w->block);
-                quantise_block(to->values + at * 2 * w->block, &sum, &to->scales[at], x, PLANES(w->kind),
-                               w->kind == NIBBLES, w->block);
-                to->sums[r * to->blocks + b] = (float)sum * to->scales[at];
+                to->sums[r * to->blocks + b] =
+                    quantise_block(to->values + at * 2 * w->block, &to->scales[at], x, LAYOUT(w->kind),
+                                   w->kind == NIBBLES, w->block);
             }
         }
         row += together;

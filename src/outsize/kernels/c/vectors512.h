@@ -1,7 +1,7 @@
 /* Vectors of 512 bits, for the builds avx512, vnni and bf16; VNNI says whether there are instructions for dot products. */
 #include <immintrin.h>
 
-#define PLANES(kind) (VNNI || (kind) == NIBBLES)
+#define LAYOUT(kind) (VNNI ? ((kind) == NIBBLES ? FOLDED : PLANES) : (kind) == NIBBLES ? PLANES : WORDS)
 #define WIDTH 16
 #define AHEAD 2048 /* bytes; the hardware's own prefetching stops at every page */
 
@@ -30,24 +30,36 @@ typedef struct {
     __m512i first, second; /* the second is used by blocks of 128 inputs only */
 } weights;
 
-/* Values as bytes, in the order of the planes of activations; a block of 32 fills half a vector, zeros the other. */
+/* A vector of two halves, and a half of two quarters. */
+INLINE __m512i join(__m256i first, __m256i second) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+INLINE __m256i join_quarters(__m128i first, __m128i second) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
+}
+
+/* Values as bytes, as the layout of activations wants them: nibbles as the even ones and then the odd ones, or, folded, as
+ * they lie and then the even ones. A block of 32 fills half a vector, zeros the other. */
 INLINE weights unpack(const uint8_t *w, int sign, int kind, int block) {
     const __m512i mask = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)sign);
+    const int folded = LAYOUT(kind) == FOLDED;
     prefetch(w);
     if (kind != NIBBLES && block == 128) prefetch(w + 64);
     weights to = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     if (kind == NIBBLES && block == 128) {
-        __m512i raw = LOAD(w);
-        to.first = _mm512_and_si512(raw, mask);
-        to.second = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
+        __m512i raw = LOAD(w), even = _mm512_and_si512(raw, mask);
+        to.first = folded ? raw : even;
+        to.second = folded ? even : _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
     } else if (kind == NIBBLES && block == 64) {
-        __m256i raw = LOAD_HALF(w);
-        to.first = _mm512_inserti64x4(_mm512_castsi256_si512(raw), _mm256_srli_epi16(raw, 4), 1);
-        to.first = _mm512_and_si512(to.first, mask);
+        __m256i raw = LOAD_HALF(w), half = _mm512_castsi512_si256(mask);
+        to.first = folded ? join(raw, _mm256_and_si256(raw, half))
+                          : _mm512_and_si512(join(raw, _mm256_srli_epi16(raw, 4)), mask);
     } else if (kind == NIBBLES) {
-        __m128i raw = _mm_loadu_si128((const __m128i *)w);
-        __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(raw), _mm_srli_epi16(raw, 4), 1);
-        to.first = _mm512_zextsi256_si512(_mm256_and_si256(both, _mm512_castsi512_si256(mask)));
+        __m128i raw = _mm_loadu_si128((const __m128i *)w), quarter = _mm512_castsi512_si128(mask);
+        __m256i both = folded ? join_quarters(raw, _mm_and_si128(raw, quarter))
+                              : _mm256_and_si256(join_quarters(raw, _mm_srli_epi16(raw, 4)), _mm512_castsi512_si256(mask));
+        to.first = _mm512_zextsi256_si512(both);
     } else if (block == 32) {
         to.first = _mm512_zextsi256_si512(_mm256_xor_si256(LOAD_HALF(w), _mm512_castsi512_si256(flip)));
     } else {
@@ -69,7 +81,7 @@ INLINE __m512i dot_plane(__m512i sum, __m512i w, __m512i x) {
 /* Parts of the sum of products of a block. */
 INLINE __m512i dot(weights w, const int8_t *x, int kind, int block) {
     const __m512i zero = _mm512_setzero_si512();
-    if (!PLANES(kind)) {
+    if (LAYOUT(kind) == WORDS) {
         __m512i sum = _mm512_madd_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(w.first)), LOAD(x));
         if (block >= 64) {
             __m512i wide = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(w.first, 1));
