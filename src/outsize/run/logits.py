@@ -53,20 +53,27 @@ class Head:
 
     def logits(self, model: Any, pick: Pick, inputs: dict[str, Any]) -> Iterator[torch.Tensor]:
         """Runs the model, and gives the picked positions' logits in order, [some, vocabulary] at a time."""
-        most = len(pick.rows) if self.at_once else pick.most
-        mine = Pick(pick.rows, pick.positions, most)
-        PICK.set(mine)
-        logits = model(**inputs).logits
-        PICK.set(None)
+        mine, logits = self._run(model, pick, inputs)
         if mine.hidden is None or mine.output is None:  # the head was not called as a module
-            yield logits[mine.rows, mine.positions]
+            yield logits[pick.rows, pick.positions]
             return
-        if mine.hidden.shape[1] > most and not _same(logits, mine.output):
+        if mine.hidden.shape[1] > mine.most and not _same(logits, mine.output):
             self.at_once = True
-            raise OnceMoreError
+            if "past_key_values" in inputs:  # what it begins with has been taken already
+                raise OnceMoreError
+            mine, logits = self._run(model, pick, inputs)
+        assert mine.hidden is not None
         yield logits[0]
-        for start in range(most, mine.hidden.shape[1], most):
-            yield self.module(mine.hidden[:, start : start + most])[0]
+        for start in range(mine.most, mine.hidden.shape[1], mine.most):
+            yield self.module(mine.hidden[:, start : start + mine.most])[0]
+
+    def _run(self, model: Any, pick: Pick, inputs: dict[str, Any]) -> tuple[Pick, torch.Tensor]:
+        mine = Pick(pick.rows, pick.positions, len(pick.rows) if self.at_once else pick.most)
+        PICK.set(mine)
+        try:
+            return mine, model(**inputs).logits
+        finally:
+            PICK.set(None)
 
     def _before(self, _: nn.Module, args: Any) -> Any:
         pick = PICK.get()
