@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=0.75)
     parser.add_argument("--no-torch", action="store_true", help="only our kernels")
     args = parser.parse_args()
-    memory = torch.frombuffer(Memory(int(args.gib * 2**30)).view, dtype=torch.uint8)
+    memory = torch.frombuffer(Memory(int(args.gib * 2**10) << 20).view, dtype=torch.uint8)
     memory.zero_()
     results: list[dict[str, object]] = []
     with torch.inference_mode():

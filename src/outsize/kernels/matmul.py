@@ -29,11 +29,12 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
 
     ``weight``: plain, or a PackedWeight. Up to 16 rows of x go to the C kernels, which read the weights once and sum in
     fp32. bf16, fp16 and fp32 weights are multiplied as they are. For packed ones, activations are rounded in blocks of
-    128 inputs (64 or 32 where groups are smaller): to 16 bits, ``largest`` = 32639, or to 12 beside int4, 1919. Products
-    are summed exactly within a block: ``|error| <= sum over blocks of max|x in block| / (2 * largest) * sum|w in block|``,
-    and for fp32's rounding at most ``(blocks + 16) * 2**-23 * sum|x| * (|w| + |zero| * scale)``, zero being
-    2**(bits - 1) plus the zero point; the result is rounded to x's type. A row gives the same bits whatever rows are
-    beside it. Activations that are not finite give NaN; those below 2**-100 count as zero.
+    128 inputs (64 or 32 where groups are smaller): to 16 bits, ``largest`` = 32639, or to 12 beside int4, 1919.
+    Products are summed exactly within a block, so that with ``most`` the largest |x| of a block
+    ``|error| <= sum over blocks of most / (2 * largest) * sum|w in block|``, and for fp32's rounding at most
+    ``(blocks + 16) * 2**-23 * sum|x| * (|w| + |zero| * scale)``, zero being 2**(bits - 1) plus the zero point; the
+    result is rounded to x's type. A row gives the same bits whatever rows are beside it. Activations that are not
+    finite give NaN; those below 2**-100 count as zero.
 
     More rows of packed weights are multiplied by torch with tiles of at most 16 MiB, rounded to x's type.
     Other devices, types and layouts, and OUTSIZE_KERNELS=torch: the twins. No gradients but through these.
