@@ -17,7 +17,7 @@ from outsize.kernels.packed import METHODS, SAME, VIEWS
 
 # What is asked of a tensor without its numbers; what gives them elsewhere or in another type gives them expanded.
 ASKED = METHODS - frozenset("to cpu cuda type_as clone contiguous float double half bfloat16".split())
-TILE_BYTES = 8 << 20  # expanded at a time for many rows: less stays in the caches, but costs torch more calls
+TILE_BYTES = 16 << 20  # expanded at a time for many rows: with less, threads wait for each other more often
 
 Tensor = torch.Tensor
 
