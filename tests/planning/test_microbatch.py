@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from planning.shapes import GIB, MIB, decoder, encoder_decoder, gpu, machine
+
+from outsize.facts.model import WorkspaceSpec
+from outsize.planning import footprint
+from outsize.planning.microbatch import (
+    LOGITS_BYTES,
+    Burden,
+    Room,
+    Shape,
+    burden_of,
+    cache_bytes,
+    logit_rows,
+    pack,
+    peak_bytes,
+    resting_bytes,
+    room_of,
+    workspace_bytes,
+)
+from outsize.planning.plan import Request
+from outsize.planning.planner import plan_one
+
+SPEC = decoder(blocks=6, hidden=256, vocab=1000)
+
+
+def plan_of(spec, *, weights=None, gpus=(), **request):
+    asked = Request(context=128, prompt=64, weight_limits=(("ram", weights),) if weights is not None else (), **request)
+    return plan_one(spec, machine(8 * GIB, *(gpu(i, size, emulated=True) for i, size in enumerate(gpus))), asked)
+
+
+def test_room_is_what_weights_ring_and_process_leave():
+    plan = plan_of(SPEC, weights=2 * MIB)
+    usage = plan.usage["ram"]
+    rest = usage.weights_bytes + usage.ring_bytes + footprint.ram_overhead_bytes(SPEC, machine(8 * GIB), 0)
+    ((tier, room),) = room_of(SPEC, plan).tiers
+    slack = sum(footprint.slack_bytes(module, "native") for module in SPEC.modules)
+    assert tier == "ram"
+    assert room == pytest.approx(usage.capacity_bytes - rest - slack, abs=1)
+
+
+def test_every_tier_that_computes_has_its_room():
+    plan = plan_of(SPEC, weights=0, gpus=(6 * MIB,))
+    assert dict(room_of(SPEC, plan).tiers).keys() == {item.compute for item in plan.items}
+    assert any(tier == "gpu0" for tier, _ in room_of(SPEC, plan).tiers)
+
+
+def test_one_workspace_and_the_sum_of_what_rests():
+    room = Room((("ram", 100), ("gpu0", 50)))
+    assert room.fits([Burden((("ram", 30), ("gpu0", 10)), 20)] * 2)
+    assert not room.fits([Burden((("ram", 30), ("gpu0", 10)), 20)] * 3)
+    assert not room.fits([Burden((("ram", 0), ("gpu0", 20)), 31)])
+    assert room.fits([])
+
+
+def test_peak_and_rest_as_measured_else_from_the_workspace():
+    tokens = 50
+    block = SPEC.blocks[0].cache.bytes_for(tokens)
+    whole = SPEC.workspace.bytes_for(1, tokens)
+    assert peak_bytes(SPEC, tokens) == max(whole - 5 * block, 0)
+    assert resting_bytes(SPEC, tokens) == peak_bytes(SPEC, tokens)
+    measured = replace(SPEC, passing=WorkspaceSpec(1, 2, 0.0), resting=WorkspaceSpec(3, 4, 0.0))
+    assert peak_bytes(measured, tokens) == 101
+    assert resting_bytes(measured, tokens) == 203
+    both = encoder_decoder()
+    assert peak_bytes(both, tokens) == both.workspace.bytes_for(1, tokens)
+
+
+def test_caches_of_those_that_keep_one():
+    plan = plan_of(SPEC, weights=0)
+    per_token = SPEC.kv_bytes_per_token
+    assert cache_bytes(SPEC, plan, Shape(3, 10), "ram") == 0
+    assert cache_bytes(SPEC, plan, Shape(3, 10, new_tokens=5, cached=True), "ram") == 3 * 15 * per_token
+    assert cache_bytes(SPEC, plan, Shape(3, 10, cached=True), "gpu0") == 0
+    # every block is streamed: what is lent is never more than one block's
+    assert cache_bytes(SPEC, plan, Shape(3, 10, cached=True, lent=True), "ram") == 3 * 10 * per_token // 6
+    resident = plan_of(SPEC)
+    assert cache_bytes(SPEC, resident, Shape(3, 10, cached=True, lent=True), "ram") == 3 * 10 * per_token
+
+
+def test_a_decoder_caches_what_it_makes_and_the_encoders_tokens():
+    spec = encoder_decoder(blocks=4)
+    plan = plan_of(spec)
+    own = sum(b.cache.per_token for b in spec.blocks)
+    cross = sum(b.cache.cross_per_token for b in spec.blocks)
+    assert cache_bytes(spec, plan, Shape(2, 10, new_tokens=5, cached=True), "ram") == 2 * (6 * own + 10 * cross)
+
+
+def test_workspace_is_a_pass_joined_caches_and_logits():
+    plain = workspace_bytes(SPEC, Shape(2, 10, scored=4))
+    logits = 4 * 12 * SPEC.vocab_size
+    assert plain == int((2 * peak_bytes(SPEC, 10) + logits) * 1.5)
+    behind = workspace_bytes(SPEC, Shape(2, 10, past=20, scored=4))
+    assert behind == int((2 * (peak_bytes(SPEC, 10) + 30 * SPEC.blocks[0].cache.per_token) + logits) * 1.5)
+    many = workspace_bytes(SPEC, Shape(2, 10, scored=10**9))
+    assert many <= int((2 * peak_bytes(SPEC, 10) + LOGITS_BYTES) * 1.5)
+    assert logit_rows(SPEC) == LOGITS_BYTES // (12 * SPEC.vocab_size)
+
+
+def test_a_burden_lies_on_every_tier_that_computes():
+    plan = plan_of(SPEC, weights=0, gpus=(6 * MIB,))
+    burden = burden_of(SPEC, plan, Shape(2, 10, new_tokens=2, cached=True))
+    hidden = 2 * resting_bytes(SPEC, 10)
+    assert sum(size - hidden for _, size in burden.resting) == 2 * 12 * SPEC.kv_bytes_per_token
+    assert burden.workspace == workspace_bytes(SPEC, Shape(2, 10, new_tokens=2, cached=True))
+
+
+def test_packs_have_little_padding_and_are_no_larger_than_asked():
+    lengths = [10, 100, 9, 95, 10, 60, 90, 1]
+    packs = pack(lengths, lambda rows, tokens: True, most_tokens=300)
+    assert sorted(i for several in packs for i in several) == list(range(8))
+    assert packs == [[1, 3, 6], [5], [0, 4, 2], [7]]
+    assert pack(lengths, lambda rows, tokens: rows <= 2, most_tokens=300)[0] == [1, 3]
+    assert pack([5, 5, 4], lambda rows, tokens: True, alike=True) == [[0, 1], [2]]
+    assert pack([5000, 5000], lambda rows, tokens: True) == [[0], [1]]
+    assert pack([], lambda rows, tokens: True) == []
