@@ -35,6 +35,8 @@ class Measured:
     order: tuple[str, ...]
     cache: dict[str, CacheSpec]
     workspace: WorkspaceSpec
+    passing: WorkspaceSpec
+    resting: WorkspaceSpec
     turns: Turns
 
 
@@ -97,6 +99,7 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
         passes = [_forward(model, LENGTHS[0], units, turns)]
         turns.close()
         passes += [_forward(model, length, units) for length in LENGTHS[1:]]
+        bare = [_forward(model, length, units, cached=False) for length in LENGTHS]
     except Exception as error:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be measured on shapes alone: {type(error).__name__}: {error}"
@@ -113,7 +116,8 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
         cache.update(zip(decoders, layers, strict=True))
     elif decoders:  # layers that share caches, or have none: the sum is what counts, on the first block
         cache[decoders[0]] = _sum(layers)
-    return Measured((*order, *missing), cache, _fit([p.peak for p in passes]), turns)
+    peaks, passing, resting = ([p.peak for p in passes], [p.peak for p in bare], [p.resting for p in bare])
+    return Measured((*order, *missing), cache, _fit(peaks), _fit(passing), _fit(resting), turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ class _Pass:
     order: tuple[str, ...]
     cache: tuple[tuple[int, int, int | None], ...]  # own bytes, cross bytes, window; per layer
     peak: int
+    resting: int  # most bytes that lived when a module with weights began
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -188,9 +193,12 @@ def _question(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return key
 
 
-def _forward(model: PreTrainedModel, length: int, units: Sequence[Watched], turns: Turns | None = None) -> _Pass:
+def _forward(
+    model: PreTrainedModel, length: int, units: Sequence[Watched], turns: Turns | None = None, *, cached: bool = True
+) -> _Pass:
     order: list[str] = []
     hooks = []
+    resting = [0]
     for name, modules, role, _ in units:
         last = modules[:1] if role == "head" else modules  # tied: the head's turn is when the head itself runs
         for module in last:
@@ -201,22 +209,26 @@ def _forward(model: PreTrainedModel, length: int, units: Sequence[Watched], turn
 
             hooks.append(module.register_forward_pre_hook(note))
     known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    live = _LiveBytes(known, turns)
+    for module in model.modules() if not cached else ():
+        if any(weight is not None for weight in module._parameters.values()):
+            hooks.append(module.register_forward_pre_hook(lambda *_: resting.append(live.live)))
     accepted = inspect.signature(model.forward).parameters
     ids = torch.zeros((1, length), dtype=torch.long, device="meta")
-    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True}
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": cached}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = 1  # as generate() does
     inputs = {k: v for k, v in inputs.items() if k in accepted or k == "input_ids"}
     try:
-        with torch.inference_mode(), _LiveBytes(known, turns) as live:
+        with torch.inference_mode(), live:
             out = model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
     held = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
-    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak)
+    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak, max(resting))
 
 
 def _layer_bytes(cache: Any) -> list[tuple[int, int, int | None]]:
