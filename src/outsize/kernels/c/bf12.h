@@ -1,22 +1,22 @@
 /* bf12: bfloat16 weights in 12 bits and a little, without loss. In memory only; never on disk.
  *
- * A bfloat16 is a low byte (the lowest bit of the exponent, and the mantissa), kept as it is, and a high one: the sign, and
- * the exponent but for its lowest bit, here called a pair, because it stands for two exponents. Few pairs occur near each
- * other, so the high byte becomes 4 bits. A row is cut into groups of 128 elements, the last one padded with zeros. A group
- * is 192 bytes, three cache lines:
+ * A bfloat16 is a low byte (the lowest bit of the exponent, and the mantissa), kept as it is, and a high one: the
+ * sign, and the exponent but for its lowest bit, here called a pair, because it stands for two exponents. Few pairs
+ * occur near each other, so the high byte becomes 4 bits. A row is cut into groups of 128 elements, the last one
+ * padded with zeros. A group is 192 bytes, three cache lines:
  *
  *   128 bytes   the low bytes
  *    64 bytes   codes of 4 bits: the low nibbles belong to elements 0..63, the high ones to 64..127
  *
- * and has one byte in an array of its own: `base`, a pair, and bit 7. Of a code, bit 3 is the sign and the rest, k, says
- * which pair: base - k. Where bit 7 is clear, k = 7 is the pair 0 instead: zeros, denormals and the smallest normal numbers.
- * A group whose pairs all lie in base - 7 .. base, base the largest, has bit 7 set. In any other, what has no code is an
- * exception: +0 in the group, and an entry (column << 16 | bits) in a list, sorted by row and column; row r has the entries
- * starts[r] .. starts[r + 1]. Such a group's base is the one, no larger than the largest pair, that leaves the fewest
- * exceptions; the largest of those.
+ * and has one byte in an array of its own: `base`, a pair, and bit 7. Of a code, bit 3 is the sign and the rest, k,
+ * says which pair: base - k. Where bit 7 is clear, k = 7 is the pair 0 instead: zeros, denormals and the smallest
+ * normal numbers. A group whose pairs all lie in base - 7 .. base, base the largest, has bit 7 set. In any other,
+ * what has no code is an exception: +0 in the group, and an entry (column << 16 | bits) in a list, sorted by row and
+ * column; row r has the entries starts[r] .. starts[r + 1]. Such a group's base is the one, no larger than the
+ * largest pair, that leaves the fewest exceptions; the largest of those.
  *
- * Within each 64 elements, byte 16 * l + p holds element 8 * l + p where p < 8, and 32 + 8 * l + p - 8 otherwise: the order
- * in which 128-bit lanes of two vectors of 16-bit values are packed to bytes, and unpacked again.
+ * Within each 64 elements, byte 16 * l + p holds element 8 * l + p where p < 8, and 32 + 8 * l + p - 8 otherwise:
+ * the order in which 128-bit lanes of two vectors of 16-bit values are packed to bytes, and unpacked again.
  */
 #ifndef OUTSIZE_BF12_H
 #define OUTSIZE_BF12_H
@@ -39,7 +39,7 @@ struct bf12_call {
     const void *x;
     const void *bias; /* of x's type, or null */
     void *y;          /* of x's type */
-    float *ordered;   /* scratch: x in the order of bf12_place_of_column [rows, groups * 128] */
+    float *ordered;   /* scratch: x in the order of decode_group [rows, groups * 128] */
     int64_t rows;
     int type;
 };
@@ -47,7 +47,7 @@ struct bf12_call {
 /* The functions of one build. Each takes a range of rows, so that threads share a call. */
 struct bf12_build {
     /* Rows first .. last of `from`, the stride in elements. Entries begin at entries[count]; returns how many there are
-     * then, and -1 where they are more than `most`: there is room for that many and GROUP. starts[row] counts in entries. */
+     * then, and -1 where they are more than `most`: there is room for that many and GROUP. */
     int64_t (*encode)(const struct bf12 *, const uint16_t *from, int64_t stride, int64_t first, int64_t last,
                       uint32_t *entries, int64_t count, int64_t most);
     /* Rows first .. last, from `to` on. */

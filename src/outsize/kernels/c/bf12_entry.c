@@ -42,10 +42,11 @@ static void encode_part(void *argument, int64_t me, int64_t all) {
     e->counts[me] = count;
 }
 
-/* bfloat16 [out, in], rows `stride` elements apart, to bf12. The number of exceptions; -1 where there are more than `most`,
- * -2 where there is no memory. */
-EXPORT int64_t outsize_bf12_encode(int build, int threads, const uint16_t *from, int64_t stride, int64_t most, int64_t out,
-                                   int64_t in, uint8_t *body, uint8_t *bases, uint32_t *starts, uint32_t *entries) {
+/* bfloat16 [out, in], rows `stride` elements apart, to bf12. The number of exceptions; -1 where there are more than
+ * `most`, -2 where there is no memory. */
+EXPORT int64_t outsize_bf12_encode(int build, int threads, const uint16_t *from, int64_t stride, int64_t most,
+                                   int64_t out, int64_t in, uint8_t *body, uint8_t *bases, uint32_t *starts,
+                                   uint32_t *entries) {
     struct bf12 to = {body, bases, starts, entries, out, in, (in + GROUP - 1) / GROUP};
     struct encoding *e = calloc(1, sizeof *e);
     int64_t total = 0, all = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
@@ -99,8 +100,8 @@ static void share(struct work *w, int threads) {
 }
 
 /* Rows first .. last as bfloat16, one after another from `to` on. */
-EXPORT void outsize_bf12_expand(int build, int threads, int64_t first, int64_t last, uint16_t *to, int64_t out, int64_t in,
-                                uint8_t *body, uint8_t *bases, uint32_t *starts, uint32_t *entries) {
+EXPORT void outsize_bf12_expand(int build, int threads, int64_t first, int64_t last, uint16_t *to, int64_t out,
+                                int64_t in, uint8_t *body, uint8_t *bases, uint32_t *starts, uint32_t *entries) {
     struct bf12 weight = {body, bases, starts, entries, out, in, (in + GROUP - 1) / GROUP};
     struct work w = {.build = builds[build], .weight = &weight, .to = to, .first = first, .last = last};
     share(&w, threads);

@@ -2,7 +2,7 @@
  *
  *   WIDTH, vector, zero_vector, fused(w, x, sum), add, sum_of, load_floats    vectors of floats, as for plain.h
  *   TILE                                   weight rows that are multiplied together where x has several rows
- *   encode_group(from, group, base)        a group of 128 bfloat16 in order; 0, and nothing done, where it has exceptions
+ *   encode_group(from, group, base)        a group of 128 bfloat16 in order; 0, and no more, where it has exceptions
  *   expand_group(group, base, to)          the reverse
  *   decode_group(group, base, w)           as vectors of floats: of each 32 elements the even ones, then the odd ones
  */
@@ -11,8 +11,8 @@
 enum {
     VECTORS = GROUP / WIDTH,
     AHEAD = 24, /* groups that are fetched before they are needed: the hardware's own prefetching stops at every page */
-    /* Groups whose sums are kept apart: 64 numbers in each part, so that long rows err no more than short ones. With several
-     * rows of x, also the width of a tile. */
+    /* Groups whose sums are kept apart: 64 numbers in each part, so that long rows err no more than short ones. With
+     * several rows of x, also the width of a tile. */
     PANEL = WIDTH / 2,
 };
 
@@ -98,7 +98,8 @@ static void expand(const struct bf12 *w, uint16_t *to, int64_t first, int64_t la
                 memcpy(to + column, tail, (size_t)(w->in - column) * 2);
             }
         }
-        for (uint32_t i = w->starts[row]; i < w->starts[row + 1]; i++) to[w->entries[i] >> 16] = (uint16_t)w->entries[i];
+        for (uint32_t i = w->starts[row]; i < w->starts[row + 1]; i++)
+            to[w->entries[i] >> 16] = (uint16_t)w->entries[i];
     }
 }
 
@@ -130,13 +131,14 @@ static void order(const struct bf12_call *c, int64_t first, int64_t last) {
     }
 }
 
-/* One output: what the groups alone gave, the exceptions, the bias, and one rounding. An infinite activation times the zero
- * that stands for an exception is NaN: then the row is summed again, one by one. */
-static void finish_exactly(const struct bf12_call *c, int64_t row, int64_t out, float sum) {
+/* One output: what the groups alone gave, the exceptions, the bias, and one rounding. An infinite activation times the
+ * zero that stands for an exception is NaN: then the row is summed again, one by one. */
+static void finish_out(const struct bf12_call *c, int64_t row, int64_t out, float sum) {
     const struct bf12 *w = c->weight;
     const float *x = c->ordered + row * w->groups * GROUP;
     uint32_t entry = w->starts[out], last = w->starts[out + 1];
-    for (uint32_t i = entry; i < last; i++) sum += from_bf16((uint16_t)w->entries[i]) * x[position_of(w->entries[i] >> 16)];
+    for (uint32_t i = entry; i < last; i++)
+        sum += from_bf16((uint16_t)w->entries[i]) * x[position_of(w->entries[i] >> 16)];
     if (sum != sum && entry < last) {
         sum = 0;
         for (int64_t i = 0; i < w->in; i++) {
@@ -168,12 +170,13 @@ static void multiply_one(const struct bf12_call *c, int64_t first, int64_t last)
             }
             total = add(total, add(add(sums[0], sums[1]), add(sums[2], sums[3])));
         }
-        finish_exactly(c, 0, out, sum_of(total));
+        finish_out(c, 0, out, sum_of(total));
     }
 }
 
 /* sums[tile row][row] += weights . x, for TILE rows of weights and `rows` rows of x. */
-INLINE void multiply_tile(const vector *weights, const float *x, int64_t padded, int64_t vectors, vector *sums, int rows) {
+INLINE void multiply_tile(const vector *weights, const float *x, int64_t padded, int64_t vectors, vector *sums,
+                          int rows) {
     vector own[TILE][4];
 #pragma GCC unroll 16
     for (int i = 0; i < TILE * rows; i++) own[i / rows][i % rows] = zero_vector();
@@ -222,7 +225,8 @@ static void multiply_several(const struct bf12_call *c, int64_t first, int64_t l
             }
         }
         for (int64_t t = 0; t < tile; t++)
-            for (int64_t row = 0; row < c->rows; row++) finish_exactly(c, row, out + t, sum_of(sums[t * MOST_ROWS + row]));
+            for (int64_t row = 0; row < c->rows; row++)
+                finish_out(c, row, out + t, sum_of(sums[t * MOST_ROWS + row]));
     }
 }
 
