@@ -14,6 +14,7 @@ from outsize.planning.microbatch import (
     Shape,
     burden_of,
     cache_bytes,
+    kept_rows_bytes,
     logit_rows,
     pack,
     peak_bytes,
@@ -37,9 +38,15 @@ def test_room_is_what_weights_ring_and_process_leave():
     usage = plan.usage["ram"]
     rest = usage.weights_bytes + usage.ring_bytes + footprint.ram_overhead_bytes(SPEC, machine(8 * GIB), 0)
     ((tier, room),) = room_of(SPEC, plan).tiers
+    rest += int(1.25 * kept_rows_bytes(plan))
     slack = sum(footprint.slack_bytes(module, "native") for module in SPEC.modules)
     assert tier == "ram"
     assert room == pytest.approx(usage.capacity_bytes - rest - slack, abs=1)
+
+
+def test_rows_of_an_embedding_on_disk_are_kept():
+    assert kept_rows_bytes(plan_of(SPEC, weights=0)) == SPEC.modules[0].runtime_bytes
+    assert kept_rows_bytes(plan_of(SPEC)) == 0
 
 
 def test_every_tier_that_computes_has_its_room():

@@ -20,6 +20,10 @@ MICRO_BATCH_TOKENS = 1024
 MOST_PADDING = 0.125
 # Bytes of logits that are turned into log-probabilities at a time, the float32 copies of the softmax included.
 LOGITS_BYTES = 64 * footprint.MIB
+# Bytes of rows of an embedding on disk that are kept while a dataset is underway, and the most of RAM's room for them.
+ROWS_BYTES = 64 * footprint.MIB
+ROWS_SHARE = 0.125
+ROW_OVERHEAD = 1.25  # of the table that holds them
 LOGITS_COPIES = 3  # logits in float32, what the softmax makes of them, what it needs meanwhile
 
 
@@ -65,7 +69,7 @@ def room_of(spec: ModelSpec, plan: Plan) -> Room:
     """What is left of each tier that computes, once weights, ring and process have theirs.
 
     ``capacity - weights - ring - overhead - buffers - unpacked``; of RAM's overhead, the part that grows with the
-    workspace counts as workspace.
+    workspace counts as workspace. Kept rows of embeddings are left out.
     """
     fixed = spec.buffer_bytes + footprint.unpacked_bytes(spec, plan.weights)
     tiers = []
@@ -74,8 +78,16 @@ def room_of(spec: ModelSpec, plan: Plan) -> Room:
         left = usage.capacity_bytes - usage.weights_bytes - usage.ring_bytes - usage.overhead_bytes - fixed
         if tier == "ram":
             left += int(footprint.HEAP_SHARE * usage.workspace_bytes)
+            left -= int(kept_rows_bytes(plan) * ROW_OVERHEAD)
         tiers.append((tier, left))
     return Room(tuple(tiers))
+
+
+def kept_rows_bytes(plan: Plan) -> int:
+    """Bytes of rows to keep of embeddings that are looked up on disk: all, 64 MiB, or an eighth of RAM's room."""
+    usage = plan.usage["ram"]
+    left = max(usage.capacity_bytes - usage.total_bytes + usage.kv_bytes + usage.workspace_bytes, 0)
+    return min(sum(item.bytes for item in plan.items if item.rows), ROWS_BYTES, int(ROWS_SHARE * left))
 
 
 def peak_bytes(spec: ModelSpec, tokens: int) -> int:

@@ -157,6 +157,10 @@ class Sweep:
         station, _ = self._places[place]
         return station.encloses and any(passage.entered[station] for passage in passages)
 
+    def keep_rows(self, nbytes: int) -> None:
+        """Keeps rows of embeddings that are looked up on disk, up to so many bytes; 0 drops them."""
+        self._rows.keep(nbytes)
+
     def start(self) -> None:
         """Hooks the model, and binds what stays outside the blocks: other code may use that without its module."""
         for station in self._stations:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from outsize.facts.model import ModelSpec
-from outsize.planning.microbatch import Burden, Shape, logit_rows
+from outsize.planning.microbatch import Burden, Shape, kept_rows_bytes, logit_rows
 from outsize.planning.plan import Plan
 from outsize.run.logits import Head, Pick
 from outsize.run.packing import Batch, Group, Packer
@@ -25,6 +25,7 @@ class Work:
     def __init__(self, model: Any, spec: ModelSpec, plan: Plan, sweep: Sweep) -> None:
         self.model, self.spec = model, spec
         self.packer = Packer(model, spec, plan)
+        self._kept_rows = kept_rows_bytes(plan)
         self.tokens = 0  # computed so far
         self.errors: list[str] = []
         self.groups: list[Group] = []  # to be computed, in this order
@@ -63,6 +64,7 @@ class Work:
         scheduler = Scheduler(self._sweep, self._fits)
         running = scheduler.run()
         self.head = Head(self.model)
+        self._sweep.keep_rows(self._kept_rows)
         try:
             scheduler.add([self._job(group) for group in self.groups])
             self.groups = []
@@ -71,6 +73,7 @@ class Work:
         finally:
             running.close()
             self.head.close()
+            self._sweep.keep_rows(0)
 
     def compute_stem(self, batch: Batch) -> None:
         """Fills a cache. Nobody wants the logits; the head computes those of one position."""

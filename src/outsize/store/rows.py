@@ -17,11 +17,16 @@ READERS = 8  # small reads wait for the drive, not for its rate: more of them at
 
 
 class RowReader:
-    """Reads rows of stored matrices. ``bytes_read`` counts what came from the drive, alignment included."""
+    """Reads rows of stored matrices. ``bytes_read`` counts what came from the drive, alignment included.
+
+    ``keep``: rows of a dataset's commonest tokens are read once for it, not once for every micro-batch.
+    """
 
     def __init__(self, files: Files) -> None:
         self.bytes_read = 0
         self._files = files
+        self._kept: dict[tuple[str, int, int], bytes] = {}  # by file, offset and row
+        self._kept_bytes = self._keep_bytes = 0
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="outsize-rows")
 
     def read(self, matrix: StoredTensor, rows: Sequence[int]) -> bytearray:
@@ -31,6 +36,11 @@ class RowReader:
         target = memoryview(gathered)
 
         def one(place: int) -> int:
+            key = (matrix.file, matrix.offset, rows[place])
+            known = self._kept.get(key)
+            if known is not None:
+                target[place * width : (place + 1) * width] = known
+                return 0
             row = StoredTensor("", "uint8", (width,), matrix.file, matrix.offset + rows[place] * width, width)
             (extent,) = lay_out([row]).extents
             memory = Memory(extent.length)
@@ -41,7 +51,19 @@ class RowReader:
 
         self.bytes_read += sum(self._pool.map(one, range(len(rows))))
         self._files.check([matrix.file])
+        for place, number in enumerate(rows):
+            if self._kept_bytes + width > self._keep_bytes:
+                break
+            key = (matrix.file, matrix.offset, number)
+            if key not in self._kept:
+                self._kept[key] = bytes(target[place * width : (place + 1) * width])
+                self._kept_bytes += width
         return gathered
+
+    def keep(self, nbytes: int) -> None:
+        """Keeps rows that are read from now on, up to so many bytes of them; none of those from before."""
+        self._kept.clear()
+        self._kept_bytes, self._keep_bytes = 0, nbytes
 
     def close(self) -> None:
         """Ends the threads."""

@@ -210,9 +210,11 @@ def _forward(
             hooks.append(module.register_forward_pre_hook(note))
     known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     live = _LiveBytes(known, turns)
-    for module in model.modules() if not cached else ():
-        if any(weight is not None for weight in module._parameters.values()):
-            hooks.append(module.register_forward_pre_hook(lambda *_: resting.append(live.live)))
+    hooks += [
+        module.register_forward_pre_hook(lambda *_: resting.append(live.live))
+        for module in (model.modules() if not cached else ())
+        if any(weight is not None for weight in module._parameters.values())
+    ]
     accepted = inspect.signature(model.forward).parameters
     ids = torch.zeros((1, length), dtype=torch.long, device="meta")
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": cached}
