@@ -18,6 +18,8 @@ COMMANDS = {
     "demo": ("outsize.interfaces.command_demo", "see a model split over memory and disk answer prompts; no network"),
     "run": ("outsize.interfaces.command_run", "generate text from a prompt"),
     "plan": ("outsize.interfaces.command_plan", "say what fits where, and how fast it would be"),
+    "score": ("outsize.interfaces.command_score", "score the choices of a whole dataset"),
+    "batch": ("outsize.interfaces.command_batch", "generate text for a whole dataset of prompts"),
     "convert": ("outsize.interfaces.command_convert", "turn a model's weights into int8 or int4, once"),
     "verify": ("outsize.interfaces.command_verify", "check every tensor of a converted model"),
     "probe": ("outsize.interfaces.command_probe", "measure this machine once, so that plans need not assume"),

@@ -15,13 +15,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
 
 
-def add_request(parser: argparse.ArgumentParser) -> None:
-    """What a command asks of model and machine: format, context, batch, budgets and limits; and ``--json``."""
+def add_request(parser: argparse.ArgumentParser, *, dataset: bool = False) -> None:
+    """What a command asks of model and machine: format, context, batch, budgets and limits; and ``--json``.
+
+    ``dataset``: context and batch are None unless they are given, for they follow from the data.
+    """
+    context, batch = "", "sequences at once (default: 1)"
+    if dataset:
+        context = " (default: those of the longest)"
+        batch = "sequences to keep memory for (default: as makes the dataset fastest)"
     parser.add_argument("--weights", choices=WEIGHTS, help="weight format")
     parser.add_argument(
-        "--context", type=int, metavar="N", help="most tokens of a sequence, prompt and answer together"
+        "--context", type=int, metavar="N", help=f"most tokens of a sequence, prompt and answer together{context}"
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once (default: 1)")
+    parser.add_argument("--batch", type=int, default=None if dataset else 1, metavar="N", help=batch)
     parser.add_argument("--ram", type=parse_size, metavar="SIZE", help="most RAM in all, buffers and caches included")
     parser.add_argument(
         "--gpu-memory", metavar="SIZE[,SIZE...]", help="most memory of each GPU; one size counts for all"

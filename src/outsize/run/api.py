@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outsize.facts.folder import ModelFolder
 from outsize.facts.parse_machine import parse_machine
 from outsize.facts.resolve import fetch_folder, resolve_spec
 from outsize.facts.surveys import folder_spec
-from outsize.planning.plan import Plan
+from outsize.planning.plan import Plan, Weights
 from outsize.planning.planner import choose, plan_all, plan_one
 from outsize.run.converted import converted_folder
 from outsize.run.load import Opening, open_model
@@ -114,10 +115,7 @@ def prepare(  # noqa: PLR0913
     and of how many.
     """
     format_ = parse_weights(weights)
-    if format_ == "native":
-        folder = fetch_folder(model, revision, on_download)
-    else:
-        folder = converted_folder(model, format_, revision, on_download, on_convert)
+    folder = folder_in(model, format_, revision, on_download, on_convert)
     spec = folder_spec(folder, auto_class)
     prompt_tokens = None
     if prompt is not None and folder.path is not None:
@@ -138,3 +136,16 @@ def prepare(  # noqa: PLR0913
         weight_limits=weight_limits,
     )
     return Opening(folder, spec, machine, plan_one(spec, machine, request, format_), auto_class)
+
+
+def folder_in(
+    model: str,
+    weights: Weights,
+    revision: str | None = None,
+    on_download: Callable[[int, int], None] | None = None,
+    on_convert: Callable[[int, int], None] = lambda done, total: None,
+) -> ModelFolder:
+    """A model's folder in a weight format: found, downloaded or converted."""
+    if weights == "native":
+        return fetch_folder(model, revision, on_download)
+    return converted_folder(model, weights, revision, on_download, on_convert)

@@ -1,0 +1,59 @@
+"""``outsize score``: how likely each choice is behind its context, for a whole dataset in as few sweeps as can be."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+from outsize.interfaces import dataset_options, options
+from outsize.interfaces.dataset_run import run_dataset
+from outsize.run.dataset import DatasetProgress, ScoreRequest, ScoreResult
+from outsize.run.encoding import Encoder
+from outsize.run.records import Record
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``outsize score``."""
+    options.add_model(parser)
+    options.add_request(parser, dataset=True)
+    dataset_options.add_data(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write a line of results for every line of DATA; what it took goes to stderr."""
+    return run_dataset(args, Scores())
+
+
+class Scores:
+    """``{"id", "context", "choices"}`` becomes ``{"id", "logprobs", "tokens", "greedy", "best"}``."""
+
+    name = "score"
+    wanted = ("context", "choices")
+    settings: Mapping[str, Any] = {}
+
+    def request(self, record: Record, encoder: Encoder) -> ScoreRequest | str:
+        """The tokens of a line."""
+        context, choices = record.fields["context"], record.fields["choices"]
+        if not isinstance(context, str):
+            return "the context is no text"
+        if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+            return "the choices are no list of texts, one at least"
+        return encoder.score_request(record.key, context, choices)
+
+    def compute(
+        self, model: Any, requests: Any, encoder: Encoder, tell: Callable[[DatasetProgress], None]
+    ) -> Generator[ScoreResult, None, None]:
+        """The results, as they are ready."""
+        scored: Generator[ScoreResult, None, None] = model.outsize.score(requests, progress=tell)
+        return scored
+
+    def row(self, result: ScoreResult) -> Mapping[str, Any]:
+        """Sums of log-probabilities; ``best``: the index of the largest."""
+        best = max(range(len(result.logprobs)), key=result.logprobs.__getitem__)
+        return {
+            "logprobs": list(result.logprobs),
+            "tokens": list(result.tokens),
+            "greedy": list(result.greedy),
+            "best": best,
+        }

@@ -1,0 +1,53 @@
+"""Options of the commands that compute whole datasets."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from outsize.errors import UsageError
+from outsize.interfaces import options
+from outsize.run.dataset_opening import Limits
+from outsize.run.records import STANDARD_INPUT, Record, read_records
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """DATA, and where the results go."""
+    parser.add_argument("data", metavar="DATA", help="a JSONL file, - for standard input, or a dataset on the hub")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="append results to a file (default: standard output)")
+    parser.add_argument("--retry-errors", action="store_true", help="compute rows again that ended in an error")
+    parser.add_argument("--split", default="test", metavar="NAME", help="of a dataset on the hub (default: test)")
+    parser.add_argument("--config", metavar="NAME", help="of a dataset on the hub")
+    parser.add_argument("--fields", metavar="NAME=COLUMN[,...]", help="other names of fields in DATA, e.g. prompt=text")
+
+
+def limits(args: argparse.Namespace) -> Limits:
+    """What the options allow."""
+    gpu_memory = options.sizes(args.gpu_memory)
+    return Limits(
+        context=args.context,
+        batch=args.batch,
+        ram=args.ram,
+        gpu_memory=gpu_memory,
+        no_gpu=args.no_gpu,
+        weight_limits=options.limits_by_tier(args.weight_limit),
+    )
+
+
+def records(args: argparse.Namespace, wanted: Sequence[str]) -> list[Record]:
+    """The lines of DATA. Raises UsageError for options that contradict each other."""
+    to_file = args.out is not None and str(args.out) != STANDARD_INPUT
+    if args.json and not to_file:
+        raise UsageError("--json prints one object, and so would the results", remedy="--out FILE for the results")
+    if args.retry_errors and not to_file:
+        raise UsageError("there are no earlier results without --out", remedy="--out FILE")
+    if to_file and args.out.exists() and Path(args.data).exists() and args.out.samefile(args.data):
+        raise UsageError(f"{args.out} is the data itself", remedy="another --out")
+    columns = {}
+    for part in args.fields.split(",") if args.fields else ():
+        name, equals, column = part.strip().partition("=")
+        if not equals or name not in ("id", *wanted):
+            raise UsageError(f"--fields does not understand {part!r}", need=f"NAME=COLUMN, of {', '.join(wanted)}")
+        columns[name] = column
+    return read_records(args.data, wanted=wanted, columns=columns, config=args.config, split=args.split)

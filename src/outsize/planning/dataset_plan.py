@@ -1,0 +1,49 @@
+"""The plan for a dataset: how much memory to keep from the weights, so that more sequences share a sweep. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from outsize.facts.machine import Machine
+from outsize.facts.model import ModelSpec
+from outsize.planning.dataset import Dataset, DatasetPrediction, predict_dataset
+from outsize.planning.plan import Plan, Request, Weights
+from outsize.planning.planner import plan_one
+
+# How much less time a larger batch must take to be chosen, and how many in a row may fail to before none is tried.
+IS_WORTH = 0.98
+TRIES = 2
+
+
+def plan_dataset(
+    spec: ModelSpec, machine: Machine, request: Request, weights: Weights, dataset: Dataset
+) -> tuple[Plan, DatasetPrediction]:
+    """The plan that is through with the dataset first, of those for 1, 2, 4, 8, ... sequences at once.
+
+    Memory that is kept for sequences is taken from the weights that stay: fewer sweeps, of more streamed bytes each.
+    ``request.batch`` is where the search begins. Where not even that fits, its plan, which says so.
+    """
+    best: tuple[Plan, DatasetPrediction] | None = None
+    failed = 0
+    for batch in _doubling(request.batch, len(dataset.tokens)):
+        plan = plan_one(spec, machine, replace(request, batch=batch), weights)
+        if not plan.fits:
+            return best or (plan, DatasetPrediction(0, 0.0, 0, 0))
+        prediction = predict_dataset(spec, machine, plan, dataset)
+        if best is None or prediction.seconds < IS_WORTH * best[1].seconds:
+            best, failed = (plan, prediction), 0
+        else:
+            failed += 1
+        if failed == TRIES:
+            break
+    assert best is not None
+    return best
+
+
+def _doubling(first: int, most: int) -> Iterator[int]:
+    batch = first
+    yield batch
+    while batch < most:
+        batch = min(2 * batch, most)
+        yield batch
