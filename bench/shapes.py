@@ -53,6 +53,8 @@ def _llama(hidden: int, ffn: int, layers: int, heads: int) -> dict[str, Any]:
 
 SHAPES: dict[str, dict[str, Any]] = {
     "opt-6.7b": _opt(4096, 32, 32),  # 13.3 GB
+    "opt-1.3b": _opt(2048, 24, 32),  # 2.6 GB
+    "opt-125m": _opt(768, 12, 12),  # 0.25 GB
     "opt-6gb": _opt(3072, 25, 24),  # 6.0 GB
     "llama-7b": _llama(4096, 11008, 32, 32),  # 13.5 GB
     "llama-6gb": _llama(3072, 8192, 25, 24),  # 6.1 GB
