@@ -27,6 +27,7 @@ SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "outsize_abi": ((), INT),
     "outsize_built": ((), ctypes.c_uint),
     "outsize_runnable": ((), ctypes.c_uint),
+    "outsize_multiplies_tiles": ((), INT),
     "outsize_use_threads": ((POINTER, POINTER, POINTER), None),
     "outsize_plain": ((INT, INT, LONG, LONG, LONG, POINTER, INT, POINTER, INT, POINTER, POINTER), INT),
     "outsize_packed": ((INT, INT, LONG, LONG, LONG, POINTER, INT, *WEIGHT, POINTER, POINTER), INT),
@@ -53,6 +54,7 @@ class Kernels:
 
     name: str
     index: int
+    tiles: bool  # whether torch's bf16 matmul has the processor's tiles (AMX)
     plain: Any
     packed: Any
     dequantise: Any
@@ -91,7 +93,8 @@ def _chosen(name: str) -> Kernels | None:
         raise UsageError(f"{VARIABLE}={name} cannot run here", have=", ".join(library.builds))
     has = library.functions
     return Kernels(
-        name, BUILDS.index(name), has.outsize_plain, has.outsize_packed, has.outsize_dequantise,
+        name, BUILDS.index(name), bool(has.outsize_multiplies_tiles()),
+        has.outsize_plain, has.outsize_packed, has.outsize_dequantise,
         has.outsize_bf12_encode, has.outsize_bf12_expand, has.outsize_bf12_linear,
     )  # fmt: skip
 

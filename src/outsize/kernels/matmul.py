@@ -12,8 +12,9 @@ from outsize.facts.packing import Packing
 from outsize.kernels import twins
 from outsize.kernels.library import Kernels, kernels
 
-LARGEST = {8: 32639, 4: 1919}  # what activations beside weights of that many bits are rounded to
+LARGEST, LARGEST_FOLDED = 32639, 1919  # what activations are rounded to beside packed weights, at least
 MOST_ROWS = 16  # of activations that one reading of the weights serves; more go to torch's matmul
+TILED_FROM = 4  # rows: more in bf16 go to torch's matmul, where the processor multiplies tiles (AMX)
 SCRATCH_BYTES = 16 << 20  # most that a weight multiplied out takes at a time, for many rows
 TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # as in kernels.h
 WORD_ROWS = 8  # rows that share a word of zero points, at most
@@ -29,7 +30,7 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
 
     ``weight``: plain, or a PackedWeight. Up to 16 rows of x go to the C kernels, which read the weights once and sum in
     fp32. bf16, fp16 and fp32 weights are multiplied as they are. For packed ones, activations are rounded in blocks of
-    128 inputs (64 or 32 where groups are smaller): to 16 bits, ``largest`` = 32639, or to 12 beside int4, 1919.
+    128 inputs (64 or 32 where groups are smaller): to 16 bits, ``largest`` = 32639, or bf16 beside int4 to 12, 1919.
     Products are summed exactly within a block, so that with ``most`` the largest |x| of a block
     ``|error| <= sum over blocks of most / (2 * largest) * sum|w in block|``, and for fp32's rounding at most
     ``(blocks + 16) * 2**-23 * sum|x| * (|w| + |zero| * scale)``, zero being 2**(bits - 1) plus the zero point; the
@@ -54,6 +55,8 @@ def _plain(build: Kernels, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     *outer, inputs = x.shape
     rows = x.numel() // inputs
     with torch._C.DisableTorchFunctionSubclass():
+        if rows > TILED_FROM and build.tiles and x.dtype == weight.dtype == torch.bfloat16:
+            return twins.linear(x, weight, bias)
         if rows > MOST_ROWS or weight.dtype not in TYPES or not weight.is_cpu or not weight.is_contiguous():
             return twins.linear(x, weight, bias)
         out, expected = weight.shape
@@ -96,6 +99,11 @@ def _packed(build: Kernels, x: Tensor, weight: Any, packing: Packing, bias: Tens
     if status:
         raise OutsizeError("no memory for a row of activations", need=f"{rows} x {inputs}")
     return y
+
+
+def largest(bits: int, activations: torch.dtype) -> int:
+    """The integer that the largest activation of a block becomes, beside weights of that many bits; at least."""
+    return LARGEST_FOLDED if bits == 4 and activations == torch.bfloat16 else LARGEST
 
 
 def block_of(group: int, inputs: int) -> int:

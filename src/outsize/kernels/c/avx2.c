@@ -10,6 +10,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
+#define FOLDS 0
 #define LAYOUT(kind) ((kind) == NIBBLES ? PLANES : WORDS) /* maddubs adds in 16 bits: enough for nibbles only */
 #define WIDTH 8
 #define AHEAD 2048 /* bytes; the hardware's own prefetching stops at every page */

@@ -11,6 +11,7 @@
 #endif
 
 #define VNNI 0
+#define BFLOAT 0
 #include "vectors512.h"
 
 #include "packed.h"

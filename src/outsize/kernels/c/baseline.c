@@ -1,6 +1,7 @@
 /* Portable C: what any machine runs. */
 #include "kernels.h"
 
+#define FOLDS 0
 #define LAYOUT(kind) WORDS
 #define WIDTH 16
 

@@ -11,8 +11,10 @@
 #endif
 
 #define VNNI 1
+#define BFLOAT 1
 #include "vectors512.h"
 
+#include "dequantise.h"
 #include "plain.h"
 
 enum { PAIRED = 32 }; /* bf16 numbers of a vector */
@@ -81,7 +83,7 @@ static void plain_or_bf16(const struct call *c, int64_t first, int64_t last) {
     }
 }
 
-const struct build outsize_bf16 = {widen_or_pad, plain_or_bf16, outsize_quantise_vnni, outsize_packed_vnni, outsize_dequantise_vnni};
+const struct build outsize_bf16 = {widen_or_pad, plain_or_bf16, outsize_quantise_vnni, outsize_packed_vnni, dequantise};
 
 #ifdef __clang__
 #pragma clang attribute pop

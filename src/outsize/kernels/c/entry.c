@@ -46,6 +46,15 @@ EXPORT unsigned outsize_runnable(void) {
     return mask;
 }
 
+/* Whether the processor multiplies tiles of bf16 (AMX), which torch's matmul makes use of. */
+EXPORT int outsize_multiplies_tiles(void) {
+#ifdef __x86_64__
+    unsigned a, b, c, d;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) return (d >> 22 & 1) && (d >> 24 & 1); /* AMX_BF16, AMX_TILE */
+#endif
+    return 0;
+}
+
 /* Threads: the functions of the OpenMP that the process has loaded, so that torch's pool is joined and no second one is
  * made. Without them (null), the calling thread does all. The signatures are those of GNU's libgomp, which LLVM's and
  * Intel's offer too. */

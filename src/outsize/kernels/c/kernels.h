@@ -13,6 +13,7 @@
 
 enum { BF16 = 0, FP16 = 1, FP32 = 2 };              /* types of activations, plain weights and scales */
 enum { NIBBLES = 0, BYTES = 1, SIGNED_BYTES = 2 };  /* stored values: value + 8, value + 128, value */
+enum { FOLDED_NIBBLES = 3 };                        /* NIBBLES, multiplied in another way: see FOLDED */
 enum { NO_ZEROS = 0, PACKED_ZEROS = 1, BYTE_ZEROS = 2 };
 
 enum {
@@ -21,11 +22,11 @@ enum {
     LANES = 16      /* numbers per block of activations to which scratch is padded */
 };
 
-/* How a build of packed weights wants activations q.
- * WORDS: in order. PLANES: q = 256 * high + low, all high bytes, then all low ones; of nibbles' inputs the even ones
- * first, then the odd ones. FOLDED, for nibbles: a byte holds an even and an odd nibble, e + 16 * o. Multiplied by y = q_odd,
- * and e alone by z = 16 * q_even - q_odd, they add up to 16 * (e * q_even + o * q_odd): so nobody needs o alone. y and z are
- * two planes each, and z has 16 bits if q has 12. */
+/* How a build of packed weights wants activations q. WORDS: in order. PLANES: q = 256 * high + low, all high bytes, then
+ * all low ones; of nibbles' inputs the even ones first, then the odd ones. FOLDED, for nibbles: a byte holds an even and an
+ * odd one, e + 16 * o. Multiplied by y = q_odd, and e alone by z = 16 * q_even - q_odd, they add up to
+ * 16 * (e * q_even + o * q_odd), so nobody needs o alone. y and z are two planes each; z has 16 bits if q has 12, which is
+ * for activations in bf16, whose own rounding is no finer. */
 enum { WORDS, PLANES, FOLDED };
 
 /* A weight [out, in], quantised in groups of `group` inputs along a row. */
@@ -83,7 +84,6 @@ extern const struct build outsize_bf16;
 /* Shared with builds that add to another. */
 void outsize_quantise_vnni(const struct call *, int64_t first_block, int64_t last_block);
 void outsize_packed_vnni(const struct call *, int64_t first_out, int64_t last_out);
-void outsize_dequantise_vnni(const struct call *, int64_t first_out, int64_t last_out);
 
 /* Rows are taken 8, 4, 2 and 1 at a time: the most that still fits. */
 INLINE int rows_at_once(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }

@@ -1,17 +1,19 @@
 /* int4 and int8 weights times a few rows of activations; a template: each build includes it after its vectors.
  *
- * An activation x is taken as scale * q with q of 16 bits (12 for nibbles), one scale per block of inputs and row. Stored
+ * An activation x is taken as scale * q with q of 16 bits (12 where FOLDED), one scale per block of inputs and row. Stored
  * values v are not negative, and a weight is (v - zero) * scale. So y is the sum over blocks of scale of weights * scale of
  * activations * (sum(v * q) - zero * sum(q)): the sums of products are exact integers, in as many parts as a vector has
  * lanes; they are added up in fp32 block by block, and the zeros' share, one number per block, is taken off at the end. A
  * row of activations gives the same bits whatever rows are beside it.
  *
- * The build gives LAYOUT(kind), how it wants activations; unpack(values, sign, kind, block), where bytes are taken as
+ * The build gives FOLDS, whether it knows FOLDED_NIBBLES; LAYOUT(kind), how it wants activations; unpack(values, sign, kind, block), where bytes are taken as
  * `byte ^ sign`; and add_block(sum, weights, activations, scale, kind, block). A part of a sum stays below 2**31:
  * 128 * 255 * 32639.
  */
 
-enum { LARGEST = 32639, LARGEST_OF_NIBBLES = 1919 }; /* 127 * 256 + 127; LARGEST / 17 */
+#include "dequantise.h"
+
+enum { LARGEST = 32639, LARGEST_FOLDED = 1919 }; /* 127 * 256 + 127; LARGEST / 17 */
 
 INLINE void into_planes(int8_t *to, const int16_t *q, int block) {
     for (int i = 0; i < block; i++) to[i] = (int8_t)((q[i] + 128) >> 8);
@@ -20,7 +22,7 @@ INLINE void into_planes(int8_t *to, const int16_t *q, int block) {
 
 /* Quantise one block of one row; returns the sum of what x became, for the zero points. */
 INLINE float quantise_block(int8_t *to, float *scale, const float *x, int layout, int nibbles, int block) {
-    const float largest = nibbles ? LARGEST_OF_NIBBLES : LARGEST;
+    const float largest = layout == FOLDED ? LARGEST_FOLDED : LARGEST;
     uint32_t most = 0;
     for (int i = 0; i < block; i++) {
         uint32_t u = bits_of(x[i]) & 0x7fffffffu;
@@ -56,8 +58,15 @@ INLINE float quantise_block(int8_t *to, float *scale, const float *x, int layout
     return (float)total * step;
 }
 
+/* NIBBLES, FOLDED_NIBBLES or BYTES. */
+INLINE int kind_of(const struct call *c) {
+    if (c->packed->kind != NIBBLES) return BYTES;
+    return FOLDS && c->x_type == BF16 ? FOLDED_NIBBLES : NIBBLES;
+}
+
 static void quantise(const struct call *c, int64_t first, int64_t last) {
     const struct packed *w = c->packed;
+    const int kind = kind_of(c);
     for (int64_t row = 0, group = 0; row < c->rows; group++) {
         int together = packed_rows_at_once(c->rows - row, w->block);
         const struct rows *to = &c->quantised[group];
@@ -68,8 +77,8 @@ static void quantise(const struct call *c, int64_t first, int64_t last) {
                 if (left < w->block) memset(x, 0, sizeof x);
                 load_some(x, c->x, c->x_type, (row + r) * c->in + start, left < w->block ? left : w->block);
                 to->sums[r * to->blocks + b] =
-                    quantise_block(to->values + at * 2 * w->block, &to->scales[at], x, LAYOUT(w->kind),
-                                   w->kind == NIBBLES, w->block);
+                    quantise_block(to->values + at * 2 * w->block, &to->scales[at], x, LAYOUT(kind),
+                                   kind != BYTES, w->block);
             }
         }
         row += together;
@@ -78,31 +87,11 @@ static void quantise(const struct call *c, int64_t first, int64_t last) {
 
 enum { STRETCH = 256 }; /* blocks whose scales are made ready at a time */
 
-/* Scales of `count` blocks from block `b` of output `out`, and their zero points: as stored, and so unsigned. */
-INLINE void scales_and_zeros(float *scale, float *zero, const struct packed *w, int64_t out, int64_t b, int count) {
-    const int bits = w->kind == NIBBLES ? 4 : 8, per = 32 / bits, type = w->scale_type;
-    const int64_t start = out * w->groups;
-    int i = 0;
-    if (w->group == w->block)
-        for (; i + WIDTH <= count; i += WIDTH) store_floats(scale + i, load_vector(w->scale, type, start + b + i));
-    for (; i < count; i++) scale[i] = load_one(w->scale, type, start + (b + i) * w->block / w->group);
-    if (w->zero_kind == NO_ZEROS)
-        for (i = 0; i < count; i++) zero[i] = (float)(1 << (bits - 1));
-    else if (w->zero_kind == BYTE_ZEROS)
-        for (i = 0; i < count; i++)
-            zero[i] = (float)(((const int8_t *)w->zero)[start + (b + i) * w->block / w->group] + 128);
-    else
-        for (i = 0; i < count; i++) {
-            int64_t at = out / per * w->groups + (b + i) * w->block / w->group;
-            zero[i] = (float)(((const uint32_t *)w->zero)[at] >> (out % per * bits) & ((1u << bits) - 1));
-        }
-}
-
 /* Blocks `first` .. `last` of one row of weights times `rows` rows of activations, added to `sum`; what the zeros add is
  * added to `zeros`. */
 INLINE void packed_stretch(vector *sum, vector *zeros, const struct packed *w, const struct rows *x, int64_t out,
                            int64_t first, int64_t last, int rows, int kind, int block) {
-    const int64_t size = kind == NIBBLES ? block / 2 : block; /* bytes of weights in a block */
+    const int64_t size = kind == BYTES ? block : block / 2; /* bytes of weights in a block */
     const uint8_t *values = w->values + out * w->stride;
     const int sign = w->kind == SIGNED_BYTES ? 128 : 0, count = (int)(last - first);
     float scale[STRETCH + WIDTH], zero[STRETCH], both[STRETCH * 8];
@@ -135,7 +124,7 @@ INLINE void packed_stretch(vector *sum, vector *zeros, const struct packed *w, c
             zeros[r] = fused(load_floats(scale + i), load_floats(x->sums + r * x->blocks + first + i), zeros[r]);
 }
 
-/* One row of weights times `rows` rows of activations; `rows`, `kind` (NIBBLES or BYTES) and `block` are constants where
+/* One row of weights times `rows` rows of activations; `rows`, `kind` (see kind_of) and `block` are constants where
  * this is inlined. */
 INLINE void packed_row(float *sums, const struct packed *w, const struct rows *x, int64_t out, int rows, int kind,
                        int block) {
@@ -147,7 +136,7 @@ INLINE void packed_row(float *sums, const struct packed *w, const struct rows *x
     for (int r = 0; r < rows; r++) sums[r] = sum_of(sum[r]) - sum_of(zeros[r]);
 }
 
-enum { nibbles = NIBBLES, bytes = BYTES }; /* in names of functions */
+enum { nibbles = NIBBLES, bytes = BYTES, folded = FOLDED_NIBBLES }; /* in names of functions */
 
 /* A function for each number of rows, kind and block, so that their loops are unrolled. */
 typedef void row_function(float *sums, const struct packed *w, const struct rows *x, int64_t out);
@@ -167,12 +156,21 @@ typedef void row_function(float *sums, const struct packed *w, const struct rows
 
 ROWS(nibbles)
 ROWS(bytes)
+#if FOLDS
+ROWS(folded)
+#endif
 
-static row_function *const row_functions[2][3][4] = {NAMES(nibbles), NAMES(bytes)};
+static row_function *const row_functions[][3][4] = {
+    [NIBBLES] = NAMES(nibbles),
+    [BYTES] = NAMES(bytes),
+#if FOLDS
+    [FOLDED_NIBBLES] = NAMES(folded),
+#endif
+};
 
 static void packed(const struct call *c, int64_t first, int64_t last) {
     const struct packed *w = c->packed;
-    row_function *const *functions = row_functions[w->kind != NIBBLES][w->block == 128 ? 0 : w->block == 64 ? 1 : 2];
+    row_function *const *functions = row_functions[kind_of(c)][w->block == 128 ? 0 : w->block == 64 ? 1 : 2];
     for (int64_t out = first; out < last; out++)
         for (int64_t row = 0, group = 0; row < c->rows; group++) {
             int together = packed_rows_at_once(c->rows - row, w->block);
@@ -180,32 +178,5 @@ static void packed(const struct call *c, int64_t first, int64_t last) {
             functions[together == 8 ? 3 : together / 2](sums, w, &c->quantised[group], out);
             for (int r = 0; r < together; r++) finish(c, row + r, out, sums[r]);
             row += together;
-        }
-}
-
-/* The weight multiplied out, each product rounded once: what many rows are multiplied with. */
-static void dequantise(const struct call *c, int64_t first, int64_t last) {
-    const struct packed *w = c->packed;
-    const int sign = w->kind == SIGNED_BYTES ? 128 : 0;
-    for (int64_t row = first; row < last; row++)
-        for (int64_t b = 0, start = 0; start < w->in; b++, start += w->block) {
-            int64_t count = w->in - start < w->block ? w->in - start : w->block, to = row * w->in + start;
-            int64_t out = c->first + row;
-            float scale, zero, x[128];
-            scales_and_zeros(&scale, &zero, w, out, b, 1);
-            const uint8_t *values = w->values + out * w->stride + (w->kind == NIBBLES ? start / 2 : start);
-            if (w->kind == NIBBLES)
-                for (int64_t i = 0; i < (count + 1) / 2; i++) {
-                    x[2 * i] = ((float)(values[i] & 15) - zero) * scale;
-                    x[2 * i + 1] = ((float)(values[i] >> 4) - zero) * scale;
-                }
-            else
-                for (int64_t i = 0; i < count; i++) x[i] = ((float)(values[i] ^ sign) - zero) * scale;
-            if (c->x_type == FP32)
-                memcpy((float *)c->y + to, x, (size_t)count * sizeof(float));
-            else if (c->x_type == BF16)
-                for (int64_t i = 0; i < count; i++) ((uint16_t *)c->y)[to + i] = to_bf16(x[i]);
-            else
-                for (int64_t i = 0; i < count; i++) ((uint16_t *)c->y)[to + i] = to_fp16(x[i]);
         }
 }

@@ -1,7 +1,9 @@
-/* Vectors of 512 bits, for the builds avx512, vnni and bf16; VNNI says whether there are instructions for dot products. */
+/* Vectors of 512 bits, for the builds avx512, vnni and bf16. VNNI and BFLOAT say whether there are instructions
+ * for dot products of bytes, and for bf16. */
 #include <immintrin.h>
 
-#define LAYOUT(kind) (VNNI ? ((kind) == NIBBLES ? FOLDED : PLANES) : (kind) == NIBBLES ? PLANES : WORDS)
+#define FOLDS VNNI
+#define LAYOUT(kind) ((kind) == FOLDED_NIBBLES ? FOLDED : VNNI || (kind) == NIBBLES ? PLANES : WORDS)
 #define WIDTH 16
 #define AHEAD 2048 /* bytes; the hardware's own prefetching stops at every page */
 
@@ -43,19 +45,19 @@ INLINE __m256i join_quarters(__m128i first, __m128i second) {
  * they lie and then the even ones. A block of 32 fills half a vector, zeros the other. */
 INLINE weights unpack(const uint8_t *w, int sign, int kind, int block) {
     const __m512i mask = _mm512_set1_epi8(15), flip = _mm512_set1_epi8((char)sign);
-    const int folded = LAYOUT(kind) == FOLDED;
+    const int folded = kind == FOLDED_NIBBLES;
     prefetch(w);
-    if (kind != NIBBLES && block == 128) prefetch(w + 64);
+    if (kind == BYTES && block == 128) prefetch(w + 64);
     weights to = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    if (kind == NIBBLES && block == 128) {
+    if (kind != BYTES && block == 128) {
         __m512i raw = LOAD(w), even = _mm512_and_si512(raw, mask);
         to.first = folded ? raw : even;
         to.second = folded ? even : _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
-    } else if (kind == NIBBLES && block == 64) {
+    } else if (kind != BYTES && block == 64) {
         __m256i raw = LOAD_HALF(w), half = _mm512_castsi512_si256(mask);
         to.first = folded ? join(raw, _mm256_and_si256(raw, half))
                           : _mm512_and_si512(join(raw, _mm256_srli_epi16(raw, 4)), mask);
-    } else if (kind == NIBBLES) {
+    } else if (kind != BYTES) {
         __m128i raw = _mm_loadu_si128((const __m128i *)w), quarter = _mm512_castsi512_si128(mask);
         __m256i both = folded ? join_quarters(raw, _mm_and_si128(raw, quarter))
                               : _mm256_and_si256(join_quarters(raw, _mm_srli_epi16(raw, 4)), _mm512_castsi512_si256(mask));
@@ -107,4 +109,39 @@ INLINE __m512i dot(weights w, const int8_t *x, int kind, int block) {
 
 INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int kind, int block) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot(w, x, kind, block)), _mm512_set1_ps(scale), sum);
+}
+
+#define HAS_MULTIPLY_OUT
+
+/* Sixteen numbers as bf16 or fp16, to nearest even; numbers only, no NaN. */
+INLINE __m256i to_half(vector v, int type) {
+    if (type == FP16) return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+#if BFLOAT
+    return (__m256i)_mm512_cvtneps_pbh(v);
+#else
+    __m512i bits = _mm512_castps_si512(v), last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+#endif
+}
+
+/* 128 weights. Nibbles are looked up: there are sixteen of them. */
+INLINE void multiply_out(uint16_t *to, int type, const uint8_t *values, int kind, int sign, float zero, float scale) {
+    const vector zeros = _mm512_set1_ps(zero), scales = _mm512_set1_ps(scale);
+    if (kind != NIBBLES) {
+        for (int i = 0; i < 128; i += 16) {
+            __m128i raw = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(values + i)), _mm_set1_epi8((char)sign));
+            vector v = _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(raw)), zeros);
+            _mm256_storeu_si256((__m256i *)(to + i), to_half(_mm512_mul_ps(v, scales), type));
+        }
+        return;
+    }
+    const vector all = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m256i half = to_half(_mm512_mul_ps(_mm512_sub_ps(all, zeros), scales), type);
+    const __m512i table = join(half, half);
+    for (int i = 0; i < 128; i += 32) {
+        __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(values + i / 2)));
+        pairs = _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)), _mm256_set1_epi16(0x0f0f));
+        _mm512_storeu_si512(to + i, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(pairs), table));
+    }
 }

@@ -11,6 +11,7 @@
 #endif
 
 #define VNNI 1
+#define BFLOAT 0
 #include "vectors512.h"
 
 #include "packed.h"
@@ -18,7 +19,6 @@
 
 void outsize_quantise_vnni(const struct call *c, int64_t first, int64_t last) { quantise(c, first, last); }
 void outsize_packed_vnni(const struct call *c, int64_t first, int64_t last) { packed(c, first, last); }
-void outsize_dequantise_vnni(const struct call *c, int64_t first, int64_t last) { dequantise(c, first, last); }
 
 const struct build outsize_vnni = {widen, plain, quantise, packed, dequantise};
 
