@@ -2,7 +2,7 @@
 
     python bench/physical.py /data/opt-6.7b
 
-Four threads, direct reads of 8 MiB into page-aligned buffers on huge pages. The last line on stdout is a JSON object.
+Eight threads, direct reads of 8 MiB into page-aligned buffers on huge pages. The last line on stdout is a JSON object.
 Direct reads go around the page cache, so the figure is the drive's, cached or not.
 """
 
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 _READ_BYTES = 8 << 20
-_THREADS = 4
+_THREADS = 8
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -372,6 +372,7 @@ def test_what_becomes_smaller_is_read_ahead_into_the_room_it_will_take(opened: O
         assert holds(stream.acquire(index), index, 8192)
         copies = 6144 * (index + 1)
         own = sum(8192 for e in stream._entries if e.own and e.memory is not None)
+        own += sum(memory.nbytes for memory in stream._used)
         most = max(most, copies + own)
         stream.release(index)
     assert most <= 12 * 6144

@@ -23,8 +23,10 @@ from outsize.store.direct_files import Files
 from outsize.store.layout import Extent, Layout
 from outsize.store.memory import Memory
 
-READERS = 4
+# More than keep the drive busy: some of them wait for the interpreter while the model computes.
+READERS = 8
 PIECE = 8 << 20  # bytes of one read: large enough to keep a drive busy, small enough to share it between readers
+UNREAD = 2  # units that are given spare room before the readers come to them; one more would be memory that waits
 
 Stay = Literal["keep", "once", "stream"]
 # absent -> loading -> ready -> held -> absent (stream), kept (keep), done (once). A unit that is no longer wanted goes
@@ -106,6 +108,7 @@ class Stream:
                 )
         self._slots = slots
         self._free = [Memory(slot_bytes) for _ in range(slots)] if passing else []
+        self._used: list[Memory] = []  # in spare room, and read into before: the system need not clear it again
         self._position = 0  # the unit that is held, or that is expected next
         self._ahead: list[_Entry] = []  # what is expected from here, in order
         self._last: int | None = None
@@ -175,6 +178,7 @@ class Stream:
             for entry in self._entries:
                 entry.memory = None
             self._free.clear()
+            self._used.clear()
 
     @property
     def loaded(self) -> int:
@@ -229,22 +233,41 @@ class Stream:
         """Reads what is copied on into the room of what has not been copied on yet: the ring alone would be narrow.
 
         When a unit is copied, all before it have been, and those after it may be there already. Whichever it is, copies
-        and what waits never take more than all copies will.
+        and what waits never take more than all copies will. Memory that was copied from is read into again.
         """
         pending = [e for e in self._ahead if e.stay == "once" and e.state != "done"]
-        every = sum(e.cargo.rest_bytes for e in self._entries if e.stay == "once")
         after = sum(e.cargo.rest_bytes for e in pending)
-        room = every
+        unread = sum(bool(e.unread) for e in pending if e.own)
+        self._trim_used(after, pending)
+        room = after
         for entry in pending:
             after -= entry.cargo.rest_bytes
             room = min(room, after)  # what is copied by then is all but these
             if entry.state == "absent":
-                if not entry.cargo.rest_bytes or entry.cargo.layout.nbytes > room:
+                if not entry.cargo.rest_bytes or unread >= UNREAD:
                     return
-                entry.own = True
-                self._begin(entry, Memory(entry.cargo.layout.nbytes))
-            if entry.own:
-                room -= entry.cargo.layout.nbytes
+                memory = self._spare(entry.cargo.layout.nbytes, room)
+                if memory is None:
+                    return
+                entry.own, unread = True, unread + 1
+                self._begin(entry, memory)
+            if entry.own and entry.memory is not None:
+                room -= entry.memory.nbytes
+
+    def _trim_used(self, room: int, pending: Sequence[_Entry]) -> None:
+        """Lets go of memory that was copied from, where the next copy needs its room."""
+        room -= pending[0].cargo.rest_bytes if pending else 0
+        room -= sum(e.memory.nbytes for e in pending if e.own and e.memory is not None)
+        while self._used and sum(memory.nbytes for memory in self._used) > room:
+            self._used.pop()
+
+    def _spare(self, size: int, room: int) -> Memory | None:
+        """Memory of that size within the room, one that was used before if there is; None where there is no room."""
+        for memory in self._used:
+            if size <= memory.nbytes <= min(2 * size, room):
+                self._used.remove(memory)
+                return memory
+        return Memory(size) if size + sum(memory.nbytes for memory in self._used) <= room else None
 
     def _look_ahead(self) -> list[_Entry]:
         """The units in the order in which they are expected, from here; those that stay and are not expected last."""
@@ -275,11 +298,11 @@ class Stream:
     def _recycle(self, entry: _Entry, state: State) -> None:
         assert entry.memory is not None
         entry.state = state
-        if not entry.own:
-            self._free.append(entry.memory)
+        (self._used if entry.own else self._free).append(entry.memory)
         entry.memory, entry.own = None, False
         if all(e.stay == "keep" or e.state == "done" for e in self._entries):
             self._free.clear()  # the ring has done its work: its memory goes
+            self._used.clear()
 
     def _wait_for(self, entry: _Entry) -> None:
         began = None
@@ -350,4 +373,5 @@ class Stream:
                 self._fill()
             else:
                 entry.state = "ready"
+                self._begin_in_spare_room()
             self._changed.notify_all()
