@@ -116,7 +116,7 @@ def table(machine: Machine, plans: Sequence[Plan], best: int) -> list[str]:
                 ">" if index == best and plan.fits else "",
                 plan.weights,
                 "yes" if plan.fits else f"no: lacks {format_size(plan.shortfall_bytes)}",
-                format_size(sum(item.bytes for item in plan.items)),
+                format_size(plan.file_bytes),
                 f"{about}{predicted.token_s:.3g} s" if plan.fits else "-",
                 f"{about}{predicted.first_token_s:.3g} s" if plan.fits else "-",
                 predicted.bottleneck if plan.fits else "-",

@@ -103,3 +103,4 @@ class Plan:
     usage: Mapping[str, Usage]  # by tier
     predicted: Prediction
     remedies: tuple[str, ...] = ()  # what would fit, where this does not
+    file_bytes: int = 0  # of all weights in this format, as the files have them

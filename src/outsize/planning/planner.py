@@ -181,6 +181,7 @@ def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
         ring_slot_bytes=slot_bytes,
         usage=usage,
         predicted=prediction,
+        file_bytes=sum(problem.rest_bytes),
     )
 
 
