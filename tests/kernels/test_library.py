@@ -15,10 +15,9 @@ from outsize.errors import UsageError
 from outsize.facts.packing import Packing
 from outsize.interfaces.command_doctor import kernels_in_use
 from outsize.kernels import build as compiling
+from outsize.kernels import library
 from outsize.kernels.library import NoLibrary, describe, forget, kernels, load
 from outsize.kernels.matmul import linear
-
-NOWHERE = "/nowhere/_kernels.so"
 
 
 def have_library() -> bool:
@@ -40,18 +39,26 @@ compiled = pytest.mark.skipif(not have_library(), reason="the kernels were not c
 
 
 @pytest.mark.usefixtures("nothing_loaded")
-def test_the_library_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OUTSIZE_KERNELS_LIBRARY", NOWHERE)
+def test_the_library_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "HERE", tmp_path)
+    monkeypatch.delenv("OUTSIZE_KERNELS_LIBRARY", raising=False)
     assert kernels() is None
     weight = packed_weight(Packing(4, 128, words=True, scale="float32"), 6, 256)
     x = torch.randn(2, 256)
     assert torch.equal(linear(x, weight), functional.linear(x, weight.dequantised()))
     check = kernels_in_use()
     assert check.state == "note"
-    assert check.value.startswith("torch: there is no")
+    assert check.value == "torch: the kernels were not compiled"
     assert "outsize.kernels.build" in check.remedy
     monkeypatch.setenv("OUTSIZE_KERNELS", "avx2")
-    with pytest.raises(UsageError, match="OUTSIZE_KERNELS=avx2, but there is no"):
+    with pytest.raises(UsageError, match="OUTSIZE_KERNELS=avx2, but the kernels were not compiled"):
+        kernels()
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_a_library_that_was_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTSIZE_KERNELS_LIBRARY", str(tmp_path / "nothing.so"))
+    with pytest.raises(UsageError, match="there is no such file"):
         kernels()
 
 

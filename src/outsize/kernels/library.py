@@ -101,11 +101,16 @@ def _chosen(name: str) -> Kernels | None:
 
 @cache
 def load() -> Library:
-    """Load the library beside this file, or the one that OUTSIZE_KERNELS_LIBRARY names, once. Raises NoLibrary."""
+    """Load the library beside this file, or the one that OUTSIZE_KERNELS_LIBRARY names, once.
+
+    Raises NoLibrary; UsageError where one was named that is not there.
+    """
     path = os.environ.get(LIBRARY)
     file = Path(path) if path else HERE / file_name()
     if not file.is_file():
-        raise NoLibrary("the kernels were not compiled" if not path else f"there is no {file}", remedy=REBUILD)
+        if path:
+            raise UsageError(f"{LIBRARY}={path}: there is no such file", remedy=f"unset {LIBRARY}")
+        raise NoLibrary("the kernels were not compiled", remedy=REBUILD)
     try:
         functions = ctypes.CDLL(str(file))
         for name, (arguments, result) in SIGNATURES.items():
