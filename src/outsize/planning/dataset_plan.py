@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
-from outsize.planning.dataset import Dataset, DatasetPrediction, predict_dataset
+from outsize.planning.dataset import Dataset, DatasetPrediction, predict_shapes, shapes_of
 from outsize.planning.plan import Plan, Request, Weights
 from outsize.planning.planner import plan_one
 
@@ -22,17 +22,21 @@ def plan_dataset(
     """The plan that is through with the dataset first, of those for 1, 2, 4, 8, ... sequences at once.
 
     Memory that is kept for sequences is taken from the weights that stay: fewer sweeps, of more streamed bytes each.
+    First of all, no sequence is to be left out for lack of memory.
     ``request.batch`` is where the search begins. Where not even that fits, its plan, which says so.
     """
     best: tuple[Plan, DatasetPrediction] | None = None
+    least = (len(dataset.tokens) + 1, 0.0)
     failed = 0
     for batch in _doubling(request.batch, len(dataset.tokens)):
         plan = plan_one(spec, machine, replace(request, batch=batch), weights)
         if not plan.fits:
             return best or (plan, DatasetPrediction(0, 0.0, 0, 0))
-        prediction = predict_dataset(spec, machine, plan, dataset)
-        if best is None or prediction.seconds < IS_WORTH * best[1].seconds:
-            best, failed = (plan, prediction), 0
+        shapes = shapes_of(spec, plan, dataset)
+        left_out = len(dataset.tokens) - sum(shape.rows for shape in shapes)
+        prediction = predict_shapes(spec, machine, plan, shapes)
+        if left_out < least[0] or (left_out == least[0] and prediction.seconds < IS_WORTH * least[1]):
+            best, least, failed = (plan, prediction), (left_out, prediction.seconds), 0
         else:
             failed += 1
         if failed == TRIES:

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planning.shapes import GIB, MIB, decoder, machine
+
+from outsize.facts.model import WorkspaceSpec
+from outsize.planning.dataset import Dataset, predict_dataset
+from outsize.planning.dataset_plan import plan_dataset
+from outsize.planning.plan import Request
+from outsize.planning.planner import plan_one
+
+MEASURED = WorkspaceSpec(base=0, linear=40 * 512, square=0.0)
+SPEC = replace(decoder(blocks=6, hidden=512, vocab=1000), passing=MEASURED, resting=MEASURED)
+DATA = Dataset((100,) * 200, new_tokens=32)
+
+
+def request(**more: object) -> Request:
+    return Request(context=132, prompt=100, warm=True, **more)  # type: ignore[arg-type]
+
+
+def test_memory_is_kept_for_as_many_sequences_as_makes_the_whole_fastest() -> None:
+    here = machine(8 * GIB, disk_rate=50e6)
+    least = plan_one(SPEC, here, request())
+    tight = request(ram_budget=least.usage["ram"].total_bytes)
+    plan, found = plan_dataset(SPEC, here, tight, "native", DATA)
+    alone = plan_one(SPEC, here, tight)
+    assert plan.request.batch == 8
+    assert predict_dataset(SPEC, here, alone, DATA).micro_batches == 0  # there, memory for none of them is left
+    twice = plan_one(SPEC, here, replace(tight, batch=2))
+    assert found.seconds < 0.9 * predict_dataset(SPEC, here, twice, DATA).seconds
+    assert found == predict_dataset(SPEC, here, plan, DATA)
+
+
+def test_where_everything_fits_nothing_is_taken_from_anybody() -> None:
+    here = machine(8 * GIB)
+    plan, found = plan_dataset(SPEC, here, request(), "native", DATA)
+    assert plan.request.batch == 1
+    assert found.micro_batches > 0
+
+
+def test_one_sequence_is_one_plan() -> None:
+    plan, _ = plan_dataset(SPEC, machine(8 * GIB), request(), "native", Dataset((100,)))
+    assert plan.request.batch == 1
+
+
+def test_what_does_not_fit_says_so() -> None:
+    plan, found = plan_dataset(SPEC, machine(8 * GIB), request(ram_budget=1 * MIB), "native", DATA)
+    assert not plan.fits
+    assert found.sweeps == 0
+
+
+def test_the_search_ends_where_the_next_one_does_not_fit() -> None:
+    here = machine(8 * GIB)
+    least = plan_one(SPEC, here, request(weight_limits=(("ram", 0),)))
+    tight = request(ram_budget=least.usage["ram"].total_bytes + 8 * MIB)
+    plan, _ = plan_dataset(SPEC, here, tight, "native", Dataset((100,) * 400, new_tokens=32))
+    assert plan.fits
