@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from interfaces.datasets import DEMO, batch_lines, score_lines, write_lines
 
 from outsize.interfaces import cli, command_plan
 
@@ -140,3 +141,56 @@ def test_plan_loads_no_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["schema"] == 1
+
+
+def test_a_dataset_is_planned_as_a_whole(capsys, tmp_path):
+    data = write_lines(tmp_path / "d.jsonl", batch_lines(32))
+    options = ["--no-gpu", "--weight-limit", "ram=0"]
+    shown = json.loads(answer(capsys, str(DEMO), "--dataset", str(data), "--max-new-tokens", "12", *options, "--json"))
+    tokens = sum(len(line["prompt"]) - line["prompt"].count("->") for line in batch_lines(32))  # the arrow is one
+    assert shown["dataset"]["tokens"] == tokens
+    assert (shown["dataset"]["sequences"], shown["dataset"]["new_tokens"]) == (32, 12)
+    (native, *_) = shown["plans"]
+    assert native["dataset"]["sweeps"] == 12
+    assert native["dataset"]["micro_batches"] >= 1
+    assert native["dataset"]["seconds"] > 0
+    text = answer(capsys, str(DEMO), "--dataset", str(data), "--max-new-tokens", "12", *options)
+    assert "the dataset: 32 sequences" in text
+    assert "12 new tokens each" in text
+    data = write_lines(tmp_path / "d.jsonl", [*score_lines(8), "nonsense\n"])
+    shown = json.loads(answer(capsys, str(DEMO), "--dataset", str(data), *options, "--json", "--weights", "native"))
+    assert shown["dataset"]["sequences"] == 16
+    assert [plan["dataset"]["sweeps"] for plan in shown["plans"]] == [1]
+    assert answer(capsys, str(DEMO), "--dataset", str(data), *options).count("scored") == 1
+
+
+def test_a_dataset_of_so_many_sequences(capsys):
+    sequences = ["--sequences", "64", "--tokens", "100", "--max-new-tokens", "4", "--weights", "int4"]
+    shown = json.loads(answer(capsys, "bigscience/bloom", *TITANS, *sequences, "--json"))
+    (plan,) = shown["plans"]
+    assert plan["dataset"]["sweeps"] >= 4
+    assert plan["dataset"]["disk_bytes"] > 0
+    one = json.loads(answer(capsys, "bigscience/bloom", *TITANS, *sequences, "--batch", "1", "--json"))
+    assert one["request"]["batch"] == 1
+    short = json.loads(answer(capsys, "t5-3b", *SMALL, *sequences, "--ram", "100MiB", "--json", code=3))
+    assert short["plans"][0]["dataset"]["seconds"] == 0
+    assert "-" in answer(capsys, "t5-3b", *SMALL, *sequences, "--ram", "100MiB", "--batch", "2", code=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--sequences", "5"], "--tokens"),
+        (["--sequences", "5", "--tokens", "0"], "nothing to plan for"),
+        (["--dataset", "none.jsonl"], "cannot be read"),
+    ],
+)
+def test_datasets_that_make_no_sense(options, word, capsys):
+    assert cli.main(["plan", "t5-3b", *TITANS, *options]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_dataset_without_a_tokenizer_is_not_guessed(capsys, tmp_path):
+    data = write_lines(tmp_path / "d.jsonl", batch_lines(2))
+    assert cli.main(["plan", "t5-3b", *TITANS, "--dataset", str(data)]) == 2
+    assert "--sequences N" in capsys.readouterr().err

@@ -5,8 +5,8 @@ from dataclasses import replace
 from planning.shapes import GIB, MIB, decoder, machine
 
 from outsize.facts.model import WorkspaceSpec
-from outsize.planning.dataset import Dataset, predict_dataset
-from outsize.planning.dataset_plan import plan_dataset
+from outsize.planning.dataset import Dataset, DatasetPrediction, predict_dataset
+from outsize.planning.dataset_plan import choose_for_dataset, plan_dataset
 from outsize.planning.plan import Request
 from outsize.planning.planner import plan_one
 
@@ -56,3 +56,17 @@ def test_the_search_ends_where_the_next_one_does_not_fit() -> None:
     tight = request(ram_budget=least.usage["ram"].total_bytes + 8 * MIB)
     plan, _ = plan_dataset(SPEC, here, tight, "native", Dataset((100,) * 400, new_tokens=32))
     assert plan.fits
+
+
+def test_the_format_that_changes_the_model_least_of_those_near_the_fastest() -> None:
+    here = machine(8 * GIB)
+    plans = [plan_one(SPEC, here, request(), weights) for weights in ("native", "int8", "int4")]  # type: ignore[arg-type]
+
+    def chosen(*seconds: float) -> int:
+        return choose_for_dataset(plans, [DatasetPrediction(1, s, 1, 0) for s in seconds])
+
+    assert chosen(1.4, 1.2, 1.0) == 0
+    assert chosen(2.0, 1.4, 1.0) == 1
+    assert chosen(9.0, 3.0, 1.0) == 2
+    none = [replace(plan, fits=False, shortfall_bytes=5 - i) for i, plan in enumerate(plans)]
+    assert choose_for_dataset(none, [DatasetPrediction(0, 0.0, 0, 0)] * 3) == 2

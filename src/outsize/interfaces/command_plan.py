@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from outsize.errors import DoesNotFit
 from outsize.facts.machine import Machine
@@ -21,11 +22,15 @@ from outsize.planning.planner import choose, plan_all
 from outsize.planning.to_json import plans_to_json
 from outsize.run.requests import drop_gpus, request_for
 
+if TYPE_CHECKING:
+    from outsize.interfaces.dataset_forecast import Forecast
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``outsize plan``."""
     options.add_model(parser)
     options.add_request(parser)
+    parser.set_defaults(batch=None)
     parser.add_argument("--prompt", type=int, metavar="N", help="tokens the first token waits for (default: 512)")
     parser.add_argument(
         "--machine",
@@ -33,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="local, a preset, a JSON file, or e.g. gpu=24GiB,ram=64GiB,disk=2TiB@3GB/s",
     )
+    parser.add_argument("--dataset", metavar="DATA", help="a JSONL file: what outsize score or batch would take for it")
+    parser.add_argument("--sequences", type=int, metavar="N", help="the same, for N sequences of --tokens")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens of each of --sequences")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="that each sequence generates; none: scoring")
     parser.add_argument("--explain", action="store_true", help="say why every module rests where it does")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the picture as .svg or .png")
 
@@ -43,27 +52,51 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.model)
     machine = parse_machine(args.machine, model_path=folder if folder.is_dir() else None)
     machine = drop_gpus(machine) if args.no_gpu else machine
+    if args.dataset is not None or args.sequences is not None:
+        return _run_dataset(args, spec, machine)
     request = request_for(
         spec,
         machine,
         context=args.context,
-        batch=args.batch,
+        batch=1 if args.batch is None else args.batch,
         prompt=args.prompt,
         ram=args.ram,
         gpu_memory=options.sizes(args.gpu_memory),
         weight_limits=options.limits_by_tier(args.weight_limit),
     )
     plans = plan_all(spec, machine, request, (args.weights,) if args.weights else None)
-    best = choose(plans)
+    return _show(args, spec, machine, plans, choose(plans))
+
+
+def _run_dataset(args: argparse.Namespace, spec: ModelSpec, machine: Machine) -> int:
+    """The same for a dataset: imported only here, for other plans answer in half a second."""
+    from outsize.interfaces.dataset_forecast import forecast
+
+    found = forecast(args, spec, machine)
+    return _show(args, spec, machine, found.plans, found.best, found)
+
+
+def _show(
+    args: argparse.Namespace,
+    spec: ModelSpec,
+    machine: Machine,
+    plans: Sequence[Plan],
+    best: int,
+    dataset: Forecast | None = None,
+) -> int:
+    request = plans[best].request
     if args.plot is not None:
         title = f"{spec.id} on {machine.name}, context {request.context}, batch {request.batch}"
         pictures.plot(plans, best, title, args.plot)
     if args.json:
-        print(json.dumps(plans_to_json(spec, machine, request, plans, best)))
+        shown = plans_to_json(spec, machine, request, plans, best)
+        print(json.dumps(shown if dataset is None else dataset.add_to(shown)))
     else:
         terminal = sys.stdout.isatty()
         unicode = "utf" in (sys.stdout.encoding or "").lower()
         print("\n".join(answer(spec, machine, plans, best, unicode=unicode, colour=terminal)))
+        if dataset is not None:
+            print("\n".join(["", *dataset.lines()]))
         if args.explain:
             print("\n".join(["", f"why, for {plans[best].weights}:", *explain(spec, plans[best])]))
     return 0 if plans[best].fits else DoesNotFit.exit_code

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.planning.dataset import Dataset, DatasetPrediction, predict_shapes, shapes_of
-from outsize.planning.plan import Plan, Request, Weights
-from outsize.planning.planner import plan_one
+from outsize.planning.plan import WEIGHTS, Plan, Request, Weights
+from outsize.planning.planner import QUALITY_IS_WORTH, choose, plan_one
 
 # How much less time a larger batch must take to be chosen, and how many in a row may fail to before none is tried.
 IS_WORTH = 0.98
@@ -43,6 +43,16 @@ def plan_dataset(
             break
     assert best is not None
     return best
+
+
+def choose_for_dataset(plans: Sequence[Plan], predictions: Sequence[DatasetPrediction]) -> int:
+    """Index of the plan to prefer: ``choose``'s rule, with the seconds of the whole dataset."""
+    fitting = [i for i, plan in enumerate(plans) if plan.fits]
+    if not fitting:
+        return choose(plans)
+    fastest = min(predictions[i].seconds for i in fitting)
+    near = [i for i in fitting if predictions[i].seconds <= QUALITY_IS_WORTH * fastest]
+    return min(near, key=lambda i: WEIGHTS.index(plans[i].weights))
 
 
 def _doubling(first: int, most: int) -> Iterator[int]:

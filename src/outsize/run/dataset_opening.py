@@ -10,7 +10,7 @@ from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.facts.parse_machine import parse_machine
 from outsize.facts.surveys import folder_spec
-from outsize.planning.dataset import Dataset
+from outsize.planning.dataset import Dataset, DatasetPrediction, predict_dataset
 from outsize.planning.dataset_plan import plan_dataset
 from outsize.planning.plan import Plan, Weights
 from outsize.planning.planner import plan_one
@@ -39,11 +39,13 @@ def prepare_dataset(folder: ModelFolder, weights: Weights, dataset: Dataset, lim
     spec = folder_spec(folder)
     machine = parse_machine("local", model_path=folder.path)
     machine = drop_gpus(machine) if limits.no_gpu else machine
-    return Opening(folder, spec, machine, plan_for(spec, machine, weights, dataset, limits))
+    return Opening(folder, spec, machine, plan_for(spec, machine, weights, dataset, limits)[0])
 
 
-def plan_for(spec: ModelSpec, machine: Machine, weights: Weights, dataset: Dataset, limits: Limits) -> Plan:
-    """The plan for a dataset on a machine. Sequences longer than the context are left out."""
+def plan_for(
+    spec: ModelSpec, machine: Machine, weights: Weights, dataset: Dataset, limits: Limits
+) -> tuple[Plan, DatasetPrediction]:
+    """The plan for a dataset on a machine, and what it will take. Sequences longer than the context are left out."""
     context = limits.context or max(dataset.tokens, default=1) + dataset.new_tokens
     if limits.context is None and spec.max_positions is not None:
         context = min(context, spec.max_positions)
@@ -58,8 +60,10 @@ def plan_for(spec: ModelSpec, machine: Machine, weights: Weights, dataset: Datas
         weight_limits=limits.weight_limits,
     )
     if limits.batch is not None:
-        return plan_one(spec, machine, request, weights)
-    return plan_dataset(spec, machine, request, weights, dataset)[0]
+        plan = plan_one(spec, machine, request, weights)
+        fits = dataset if plan.fits else Dataset(())
+        return plan, predict_dataset(spec, machine, plan, fits)
+    return plan_dataset(spec, machine, request, weights, dataset)
 
 
 def dataset_of(requests: Sequence[ScoreRequest] | Sequence[GenerateRequest]) -> Dataset:

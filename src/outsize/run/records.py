@@ -46,15 +46,16 @@ def line_key(line: int) -> Key:
 def read_records(
     data: str,
     *,
-    wanted: Sequence[str],
+    wanted: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
     config: str | None = None,
     split: str = "test",
 ) -> list[Record]:
     """All lines of a file, of standard input (``-``) or of a dataset of the hub; empty ones are none.
 
-    ``wanted``: the fields that each must have. ``columns``: other names that they have there. ``config`` and ``split``
-    are a hub dataset's. Raises UsageError for data that cannot be read.
+    ``wanted``: the fields that each must have, and then has alone; None leaves all lines as they are. ``columns``:
+    other names that they have there. ``config`` and ``split`` are a hub dataset's. Raises UsageError for data that
+    cannot be read.
     """
     path = Path(data).expanduser()
     if data == STANDARD_INPUT:
@@ -67,7 +68,7 @@ def read_records(
             raise UsageError(f"{data} cannot be read: {error.strerror}") from error
     else:
         found = list(_from_hub(data, config, split))
-    return list(_checked(found, wanted, columns or {}))
+    return found if wanted is None else list(_checked(found, wanted, columns or {}))
 
 
 def digest(records: Iterable[Record]) -> str:
