@@ -55,7 +55,7 @@ def busy(model: Any) -> bool:
 
 
 def test_micro_batches_share_a_sweep(spilled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outsize.planning.microbatch.MICRO_BATCH_TOKENS", 32)
+    monkeypatch.setattr("outsize.run.packing.MICRO_BATCH_TOKENS", 32)
     each = passing_bytes(spilled)
     before, read = spilled.outsize.stats, streamed(spilled)
     requests = score_requests(40, shared=0)
@@ -79,7 +79,7 @@ def test_a_token_of_each_costs_a_sweep(spilled: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_those_that_wait_for_room_join_later(spilled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outsize.planning.microbatch.MICRO_BATCH_TOKENS", 32)
+    monkeypatch.setattr("outsize.run.packing.MICRO_BATCH_TOKENS", 32)
     room = spilled.outsize._scoring(score_requests(40, shared=0)).packer.room
     small = type(room)(tuple((tier, size // 8) for tier, size in room.tiers))
     monkeypatch.setattr("outsize.run.packing.room_of", lambda spec, plan: small)

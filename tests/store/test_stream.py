@@ -296,6 +296,15 @@ def test_close_before_start_and_a_stream_of_nothing() -> None:
     empty.close()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Workers that run tests side by side ignore ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_waiting_leaves_the_stream_whole(opened: Opened) -> None:
     """As a person's ctrl-C would: in the main thread, in the middle of an acquire."""
     files = FakeFiles()
