@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from checkpoints import ARCHITECTURES, write_checkpoint
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from outsize.facts.machine import Machine
@@ -69,10 +71,29 @@ def pretend(accelerator: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "parse_machine", slow_without_gpus)
     monkeypatch.setattr(devices, "Devices", PretendedDevices)
     monkeypatch.setattr(RowsOnDisk, "look_up", any_rows)
-    # torch.tensor fills its result where it is made, which a device without kernels cannot.
-    monkeypatch.setattr(torch, "tensor", lambda data, **kinds: torch.zeros(np.shape(data), **kinds))
     # A clone is a tensor without data; the view itself is not.
     monkeypatch.setattr(binding, "tensor_at", lambda *where: tensor_at(*where).clone())
+
+
+class Unfilled(TorchFunctionMode):
+    """torch.tensor fills its result where it is made, which a device without kernels cannot.
+
+    A mode ends with its block. A function put in torch.tensor's place would stay: torch keeps a set of what obeys
+    ``with torch.device(...)``, filled from its own names when it is first needed.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.tensor:
+            return torch.zeros(np.shape(args[0]), **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def without_data() -> ExitStack:
+    """Tensors have a shape, a type and a device, and nothing else."""
+    stack = ExitStack()
+    for mode in (FakeTensorMode(allow_non_fake_inputs=True), Unfilled(), torch.no_grad()):
+        stack.enter_context(mode)
+    return stack
 
 
 def passes(model: Any, encoder_decoder: bool) -> list[Any]:
@@ -96,7 +117,7 @@ def test_no_operation_mixes_devices(name: str, homes: str, tmp_path: Path) -> No
     limits = {tier: int(size * share) for tier, share in SHARES[homes].items()}
     opening = api.prepare(str(folder), context=64, weight_limits=limits)
     assert any(item.compute.startswith("gpu") for item in opening.plan.items)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with without_data():
         model: Any = open_model(opening)
         outputs = passes(model, made.encoder_decoder)
         model.outsize.close()
@@ -109,7 +130,7 @@ def test_the_cache_lies_beside_its_block(tmp_path: Path, pretend: None) -> None:
     limits = {"gpu0": int(size * 0.4), "gpu1": int(size * 0.25), "ram": size}
     opening = api.prepare(str(folder), context=64, weight_limits=limits)
     computes = [i.compute for i in opening.plan.items if i.module.startswith("model.layers.")]
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with without_data():
         model: Any = open_model(opening)
         first, _ = passes(model, encoder_decoder=False)
         caches = [str(layer.keys.device) for layer in first.past_key_values.layers]
