@@ -49,7 +49,7 @@ def test_a_line_that_is_wrong_is_wrong_alone(tmp_path: Path) -> None:
 
 def test_the_checksum_is_that_of_the_lines_and_not_of_their_order(tmp_path: Path) -> None:
     def of(*lines: Any) -> str:
-        return digest(read_records(wrote(tmp_path / "d.jsonl", list(lines)), wanted=["prompt"]))
+        return digest(r.content for r in read_records(wrote(tmp_path / "d.jsonl", list(lines)), wanted=["prompt"]))
 
     named = [LINES[0], LINES[2]]
     assert of(*named) == of(*reversed(named)) == of({**LINES[0], "more": 2}, LINES[2])

@@ -13,7 +13,7 @@ from outsize.interfaces.dataset_run import run_dataset
 from outsize.run.dataset import DatasetProgress, GenerateRequest, GenerateResult
 from outsize.run.encoding import Encoder
 from outsize.run.generate import Settings
-from outsize.run.records import Record
+from outsize.run.records import Record, key_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write a line of results for every line of DATA; what it took goes to stderr."""
     settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.top_k, seed=args.seed)
-    return run_dataset(args, Texts(settings, tuple(text.replace("\\n", "\n") for text in args.stop if text)))
+    stop = tuple(text.replace("\\n", "\n") for text in args.stop if text)
+    return run_dataset(args, Texts(settings, stop), Texts.wanted)
 
 
 class Texts:
@@ -52,19 +53,23 @@ class Texts:
         """How to generate."""
         return {**asdict(self._settings), "stop": list(self._stop)}
 
-    def request(self, record: Record, encoder: Encoder) -> GenerateRequest | str:
+    def key_of(self, row: Mapping[str, Any]) -> str:
+        """That of the line with its id."""
+        return key_of(row)
+
+    def request(self, line: Record, encoder: Encoder) -> GenerateRequest | str:
         """The tokens of a line."""
-        prompt = record.fields["prompt"]
+        prompt = line.fields["prompt"]
         if not isinstance(prompt, str):
             return "the prompt is no text"
         return GenerateRequest(
-            record.key,
+            line.key,
             encoder.prompt(prompt),
             max_new_tokens=self._settings.max_new_tokens,
             temperature=self._settings.temperature or 0.0,
             top_p=self._settings.top_p,
             top_k=self._settings.top_k,
-            seed=own_seed(self._settings.seed or 0, record.key),
+            seed=own_seed(self._settings.seed or 0, line.key),
             stop=self._stop,
         )
 
@@ -77,7 +82,7 @@ class Texts:
         )
         return made
 
-    def row(self, result: GenerateResult) -> Mapping[str, Any]:
+    def row(self, line: Record, result: GenerateResult) -> Mapping[str, Any]:
         """The text; ``finish``: "eos", "stop" or "length", whatever ended it."""
         return {"text": result.text, "new_tokens": len(result.tokens), "finish": result.finish}
 

@@ -10,7 +10,7 @@ from outsize.interfaces import dataset_options, options
 from outsize.interfaces.dataset_run import run_dataset
 from outsize.run.dataset import DatasetProgress, ScoreRequest, ScoreResult
 from outsize.run.encoding import Encoder
-from outsize.run.records import Record
+from outsize.run.records import Record, key_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write a line of results for every line of DATA; what it took goes to stderr."""
-    return run_dataset(args, Scores())
+    return run_dataset(args, Scores(), Scores.wanted)
 
 
 class Scores:
@@ -32,14 +32,18 @@ class Scores:
     wanted = ("context", "choices")
     settings: Mapping[str, Any] = {}
 
-    def request(self, record: Record, encoder: Encoder) -> ScoreRequest | str:
+    def key_of(self, row: Mapping[str, Any]) -> str:
+        """That of the line with its id."""
+        return key_of(row)
+
+    def request(self, line: Record, encoder: Encoder) -> ScoreRequest | str:
         """The tokens of a line."""
-        context, choices = record.fields["context"], record.fields["choices"]
+        context, choices = line.fields["context"], line.fields["choices"]
         if not isinstance(context, str):
             return "the context is no text"
         if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
             return "the choices are no list of texts, one at least"
-        return encoder.score_request(record.key, context, choices)
+        return encoder.score_request(line.key, context, choices)
 
     def compute(
         self, model: Any, requests: Any, encoder: Encoder, tell: Callable[[DatasetProgress], None]
@@ -48,7 +52,7 @@ class Scores:
         scored: Generator[ScoreResult, None, None] = model.outsize.score(requests, progress=tell)
         return scored
 
-    def row(self, result: ScoreResult) -> Mapping[str, Any]:
+    def row(self, line: Record, result: ScoreResult) -> Mapping[str, Any]:
         """Sums of log-probabilities; ``best``: the index of the largest."""
         best = max(range(len(result.logprobs)), key=result.logprobs.__getitem__)
         return {

@@ -1,4 +1,4 @@
-"""What ``outsize score`` and ``outsize batch`` share: rows in, what is missing computed, rows out."""
+"""What ``outsize score``, ``batch`` and ``fewshot`` share: lines in, what is missing computed, rows out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from outsize.errors import UsageError
 from outsize.facts.folder import ModelFolder
@@ -26,7 +26,7 @@ from outsize.run.fingerprint import fingerprint, tokenizer_fingerprint
 from outsize.run.generate import load_tokenizer
 from outsize.run.journal import Journal, line_of
 from outsize.run.load import Opening, check_fits, open_model
-from outsize.run.records import STANDARD_INPUT, Record, digest, line_key
+from outsize.run.records import Record, digest
 from outsize.run.requests import parse_weights
 
 SCHEMA = 1
@@ -35,7 +35,31 @@ Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
 Results = Generator[ScoreResult, None, None] | Generator[GenerateResult, None, None]
 
 
-class Asking(Protocol):
+class Line(Protocol):
+    """One thing to compute a row for."""
+
+    @property
+    def key(self) -> str:
+        """What joins it to its row."""
+
+    @property
+    def identity(self) -> Row:
+        """What its row begins with, and what its key can be told from."""
+
+    @property
+    def content(self) -> Any:
+        """All that its row depends on, as JSON has it."""
+
+    @property
+    def error(self) -> str:
+        """Why it cannot be computed, or nothing."""
+
+
+Some = TypeVar("Some", bound=Line)
+SomeIn = TypeVar("SomeIn", bound=Line, contravariant=True)
+
+
+class Asking(Protocol[SomeIn]):
     """What makes one command different from the other."""
 
     @property
@@ -43,21 +67,20 @@ class Asking(Protocol):
         """The command's."""
 
     @property
-    def wanted(self) -> Sequence[str]:
-        """Fields that every line must have."""
+    def settings(self) -> Row:
+        """All that rows depend on beside model and lines, as JSON has it."""
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All else that results depend on, as JSON has it."""
+    def key_of(self, row: Row) -> str:
+        """The key of the line that a row belongs to."""
 
-    def request(self, record: Record, encoder: Encoder) -> Any:
+    def request(self, line: SomeIn, encoder: Encoder) -> Any:
         """What to compute for a line, or a text that says why it cannot be."""
 
     def compute(self, model: Any, requests: Any, encoder: Encoder, tell: Callable[[DatasetProgress], None]) -> Results:
         """The results, as they are ready."""
 
-    def row(self, result: Any) -> Row:
-        """What a line of the results has beside its id."""
+    def row(self, line: SomeIn, result: Any) -> Row:
+        """What the row of a line has behind its identity."""
 
 
 @dataclass(slots=True)
@@ -74,49 +97,70 @@ class Summary:
     tokens: int = 0
 
 
-def run_dataset(args: argparse.Namespace, asking: Asking) -> int:
-    """Reads DATA, computes what has no result yet, and says what it took."""
-    records = dataset_options.records(args, asking.wanted)
-    weights = parse_weights(args.weights or "native")
-    quiet = args.json
-    folder = folder_in(
-        args.model,
-        weights,
-        args.revision,
-        None if quiet else progress.Bytes("downloading").to,
-        (lambda done, total: None) if quiet else progress.Bytes("converting").to,
-    )
-    header = {
-        "schema": SCHEMA,
-        "command": asking.name,
-        "model": fingerprint(folder),
-        "tokenizer": tokenizer_fingerprint(_here(folder)),
-        "weights": weights,
-        "settings": asking.settings,
-        "rows": len(records),
-        "data": digest(records),
-    }
-    with _output(args, header) as (before, write):
-        done = _done(before, records)
-        missing = [record for record in records if record.key not in done]
-        summary = _compute(args, asking, folder, missing, write)
-    summary.rows_before = len(done)
-    if quiet:
+def run_dataset(args: argparse.Namespace, asking: Asking[Record], wanted: Sequence[str]) -> int:
+    """Reads DATA, whose lines must have the ``wanted`` fields, computes what has no row yet, and says what it took."""
+    records = dataset_options.records(args, wanted)
+    summary = complete(args, asking, records, _nowhere if dataset_options.to_file(args) else _to_stdout)
+    if args.json:
         print(json.dumps({"schema": SCHEMA, **asdict(summary)}))
     else:
         print(json.dumps(asdict(summary)), file=sys.stderr)
     return 0
 
 
+def complete(
+    args: argparse.Namespace, asking: Asking[Some], lines: Sequence[Some], see: Callable[[Row], None]
+) -> Summary:
+    """Computes the rows that ``--out`` does not hold yet. ``see`` gets every row: those of before, then the new ones.
+
+    Raises UsageError where the file holds rows of something else.
+    """
+    folder = folder_in(
+        args.model,
+        parse_weights(args.weights or "native"),
+        args.revision,
+        None if args.json else progress.Bytes("downloading").to,
+        (lambda done, total: None) if args.json else progress.Bytes("converting").to,
+    )
+    with _output(args, asking, folder, lines) as (before, append):
+        done = _done(before, asking, lines)
+        for row in before:
+            see(row)
+
+        def write(row: Row) -> None:
+            append(row)
+            see(row)
+
+        summary = _compute(args, asking, folder, [line for line in lines if line.key not in done], write)
+    summary.rows_before = len(done)
+    return summary
+
+
 @contextmanager
-def _output(args: argparse.Namespace, header: Row) -> Iterator[tuple[Sequence[Row], Callable[[Row], None]]]:
-    """The results that are there, and where further ones go."""
-    if args.out is None or str(args.out) == STANDARD_INPUT:
-        yield (), _to_stdout
+def _output(
+    args: argparse.Namespace, asking: Asking[Some], folder: ModelFolder, lines: Sequence[Some]
+) -> Iterator[tuple[Sequence[Row], Callable[[Row], None]]]:
+    """The rows that are there, and where further ones go."""
+    if not dataset_options.to_file(args):
+        yield (), _nowhere
         return
+    header = {
+        "schema": SCHEMA,
+        "command": asking.name,
+        "model": fingerprint(folder),
+        "tokenizer": tokenizer_fingerprint(_here(folder)),
+        "weights": parse_weights(args.weights or "native"),
+        "settings": asking.settings,
+        "rows": len(lines),
+        "data": digest(line.content for line in lines),
+    }
     keep = (lambda row: "error" not in row) if args.retry_errors else None
     with Journal(args.out, header, keep) as journal:
         yield journal.rows, journal.append
+
+
+def _nowhere(row: Row) -> None:
+    """What is kept elsewhere."""
 
 
 def _to_stdout(row: Row) -> None:
@@ -124,12 +168,12 @@ def _to_stdout(row: Row) -> None:
     sys.stdout.flush()
 
 
-def _done(rows: Sequence[Row], records: Sequence[Record]) -> set[str]:
-    """Keys of lines that have a result. Raises UsageError for results of no line, and for two of one."""
-    known = {record.key for record in records}
+def _done(rows: Sequence[Row], asking: Asking[Some], lines: Sequence[Some]) -> set[str]:
+    """Keys of lines that have a row. Raises UsageError for rows of no line, and for two of one."""
+    known = {line.key for line in lines}
     done: set[str] = set()
     for row in rows:
-        key = line_key(row["line"]) if "line" in row else json.dumps(row["id"])
+        key = asking.key_of(row)
         if key not in known or key in done:
             what = "twice" if key in done else "that is not in the data"
             raise UsageError(f"the results hold {row['id']!r} {what}", remedy="delete that line, or another --out")
@@ -139,34 +183,33 @@ def _done(rows: Sequence[Row], records: Sequence[Record]) -> set[str]:
 
 def _compute(
     args: argparse.Namespace,
-    asking: Asking,
+    asking: Asking[Some],
     folder: ModelFolder,
-    missing: Sequence[Record],
+    missing: Sequence[Some],
     write: Callable[[Row], None],
 ) -> Summary:
     """Computes lines, and writes what comes of each."""
     summary = Summary()
 
-    def tell(record: Record, row: Row) -> None:
-        line = {"line": record.line} if record.error else {}
-        write({"id": record.id, **line, **row})
+    def tell(line: Some, row: Row) -> None:
+        write({**line.identity, **row})
         summary.rows += 1
         summary.errors += "error" in row
 
-    for record in missing:
-        if record.error:
-            tell(record, {"error": record.error})
-    sound = {record.key: record for record in missing if not record.error}
+    for line in missing:
+        if line.error:
+            tell(line, {"error": line.error})
+    sound = {line.key: line for line in missing if not line.error}
     if not sound:
         return summary
     tokenizer = load_tokenizer(_here(folder))
     spec = folder_spec(folder)
     encoder = Encoder(tokenizer, _config(folder), encoder_decoder=spec.encoder_decoder)
     requests = []
-    for record in sound.values():
-        request = asking.request(record, encoder)
+    for line in sound.values():
+        request = asking.request(line, encoder)
         if isinstance(request, str):
-            tell(record, {"error": request})
+            tell(line, {"error": request})
         else:
             requests.append(request)
     if not requests:
@@ -175,12 +218,13 @@ def _compute(
     opening = prepare_dataset(folder, weights, dataset_of(requests), dataset_options.limits(args))
     check_fits(opening.spec, opening.plan)
     for result in _results(args, asking, opening, requests, encoder, summary):
-        tell(sound[result.id], {"error": result.error} if result.error else asking.row(result))
+        line = sound[result.id]
+        tell(line, {"error": result.error} if result.error else asking.row(line, result))
     return summary
 
 
 def _results(
-    args: argparse.Namespace, asking: Asking, opening: Opening, requests: Any, encoder: Encoder, summary: Summary
+    args: argparse.Namespace, asking: Asking[Any], opening: Opening, requests: Any, encoder: Encoder, summary: Summary
 ) -> Iterator[Any]:
     """Loads the model, yields what it computes, and closes it; ``summary`` gets what it took."""
     began = time.monotonic()

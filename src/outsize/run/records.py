@@ -35,11 +35,25 @@ class Record:
     @property
     def key(self) -> Key:
         """What joins it to its result. A line with an error may bear another line's id, so its number counts."""
-        return line_key(self.line) if self.error else json.dumps(self.id)
+        return _line_key(self.line) if self.error else json.dumps(self.id)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What its result begins with; ``key_of`` gives the key back."""
+        return {"id": self.id, "line": self.line} if self.error else {"id": self.id}
+
+    @property
+    def content(self) -> Any:
+        """All that it says, as JSON has it."""
+        return [self.key, self.fields, self.error and self.raw]
 
 
-def line_key(line: int) -> Key:
-    """The key of a line that has an error."""
+def key_of(row: Mapping[str, Any]) -> Key:
+    """The key of the line that a result is of."""
+    return _line_key(row["line"]) if "line" in row else json.dumps(row["id"])
+
+
+def _line_key(line: int) -> Key:
     return f"line {line}"
 
 
@@ -71,9 +85,9 @@ def read_records(
     return found if wanted is None else list(_checked(found, wanted, columns or {}))
 
 
-def digest(records: Iterable[Record]) -> str:
-    """A checksum of all lines: the same for the same lines, in any order."""
-    lines = sorted(json.dumps([r.key, r.fields, r.error and r.raw], sort_keys=True) for r in records)
+def digest(contents: Iterable[Any]) -> str:
+    """A checksum of what all lines say: the same for the same lines, in any order."""
+    lines = sorted(json.dumps(content, sort_keys=True) for content in contents)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
