@@ -11,14 +11,14 @@ from outsize.run.dataset import ScoreRequest
 class Encoder:
     """A tokenizer, seen from requests. ``encoder_decoder``: contexts go to an encoder, continuations to a decoder.
 
-    ``prefix``: the token that stands for an empty context: the tokenizer's first-of-sequence token, else its last one,
-    else the model's; None where there is none at all.
+    ``prefix``: the token that stands for an empty context, if not the tokenizer's first-of-sequence token, else its
+    last one, else the model's; None where there is none at all.
     """
 
-    def __init__(self, tokenizer: Any, config: Any, *, encoder_decoder: bool) -> None:
+    def __init__(self, tokenizer: Any, config: Any, *, encoder_decoder: bool, prefix: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.encoder_decoder = encoder_decoder
-        self.prefix = prefix_token(tokenizer, config)
+        self.prefix = prefix_token(tokenizer, config) if prefix is None else prefix
         self._prefix_text = "" if self.prefix is None else tokenizer.decode([self.prefix])
 
     def encode(self, text: str) -> list[int]:

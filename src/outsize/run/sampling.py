@@ -92,6 +92,7 @@ class End(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor([bool(upto) for upto, _ in self.reached], device=input_ids.device)
 
     def _stopped(self, tokens: torch.Tensor, stop: tuple[str, ...]) -> bool:
+        """Whether one is among the last tokens; with special ones as text, for a turn may end in such a one."""
         tail = 4 * max(len(s) for s in stop) + TAIL
-        text = self._tokenizer.decode(tokens[-tail:].tolist(), skip_special_tokens=True)
+        text = self._tokenizer.decode(tokens[-tail:].tolist(), skip_special_tokens=False)
         return any(s in text for s in stop)
