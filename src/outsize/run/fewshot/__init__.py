@@ -1,0 +1,1 @@
+"""Few-shot experiments: a task file, examples drawn with a seed, prompts, and the accuracy that comes of them."""
