@@ -25,6 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["HF_HOME"] = str(scratch / "huggingface")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["OUTSIZE_CACHE"] = str(scratch / "outsize")
+    # Models this small are not worth sharing out, and threads that wait for each other spin, on cores that other tests
+    # use too: commands of 2 s took 25. Tests of threads ask for some.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

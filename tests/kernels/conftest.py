@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from outsize.kernels.library import BUILDS, NoLibrary, load
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Three threads, whatever the machine: work is shared out, and unevenly."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=BUILDS)

@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
-from transformers.utils import logging
-
-
-@pytest.fixture(autouse=True, scope="session")
-def calm() -> Iterator[None]:
-    """No progress bars of transformers' own loads; one thread, for models too small to share out."""
-    logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    logging.enable_progress_bar()
 
 
 @pytest.fixture(autouse=True)

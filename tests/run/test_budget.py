@@ -87,7 +87,8 @@ def run(folder: Path, group: Path | None = None, **options: Any) -> tuple[int, d
     command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(options)]
     if group is not None:  # the shell joins the group before it becomes the command
         command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    usual = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # threads take memory too
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=usual)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 import transformers
 from checkpoints import ARCHITECTURES, FORMATS, write_checkpoint
 from safetensors.torch import load_file
-from transformers.utils import logging
 
 import outsize
 from outsize.errors import (
@@ -37,16 +36,6 @@ from outsize.store.convert import convert
 from outsize.store.recipe import make_recipe
 from outsize.store.shard_writer import ShardWriter
 from outsize.store.source import FolderSource
-
-
-@pytest.fixture(autouse=True, scope="module")
-def calm() -> Iterator[None]:
-    logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    logging.enable_progress_bar()
 
 
 @pytest.fixture
@@ -195,8 +184,6 @@ def test_the_same_bytes_again_whatever_the_format(form: Any, tmp_path: Path) -> 
 
 KILLED = """
 import os, random, signal, sys
-import torch
-torch.set_num_threads(1)
 from pathlib import Path
 from outsize.facts.architecture.linears import linear_modules
 from outsize.facts.folder import open_folder
