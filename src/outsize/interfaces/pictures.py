@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from outsize.errors import OutsizeError, UsageError
 from outsize.facts.sizes import GIB, format_size
@@ -61,14 +62,8 @@ def tiers(plan: Plan, *, unicode: bool = True, colour: bool = False) -> list[str
 
 def plot(plans: Sequence[Plan], best: int, title: str, path: Path) -> None:
     """Write the bars of all plans as SVG or PNG. Raises UsageError for other suffixes, OutsizeError if it cannot."""
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise UsageError(f"cannot plot to {path.name!r}", need="a name that ends in .svg or .png")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OutsizeError("plotting needs matplotlib", remedy="pip install 'outsize[plot]'") from None
     names = [name for name in plans[0].usage if name != "disk"]
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(plans) * (len(names) + 1)), layout="constrained")
+    figure = figure_class(path)(figsize=(9, 1.2 + 0.45 * len(plans) * (len(names) + 1)), layout="constrained")
     axes = figure.subplots(len(plans), 1, squeeze=False, sharex=True)[:, 0]
     for index, (plan, axis) in enumerate(zip(plans, axes, strict=True)):
         for row, name in enumerate(reversed(names)):
@@ -84,6 +79,22 @@ def plot(plans: Sequence[Plan], best: int, title: str, path: Path) -> None:
     axes[-1].set_xlabel("GiB; the frame is what may be used")
     figure.suptitle(title, fontsize=10)
     figure.legend(loc="outside lower center", ncols=len(PARTS), fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def figure_class(path: Path) -> Any:
+    """matplotlib's Figure, for a file. Raises UsageError for a suffix but .svg and .png, OutsizeError without it."""
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise UsageError(f"cannot plot to {path.name!r}", need="a name that ends in .svg or .png")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise OutsizeError("plotting needs matplotlib", remedy="pip install 'outsize[plot]'") from None
+    return Figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure. Raises OutsizeError where that is impossible."""
     try:
         figure.savefig(path)
     except OSError as error:
