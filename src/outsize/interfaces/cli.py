@@ -21,6 +21,7 @@ COMMANDS = {
     "score": ("outsize.interfaces.command_score", "score the choices of a whole dataset"),
     "batch": ("outsize.interfaces.command_batch", "generate text for a whole dataset of prompts"),
     "fewshot": ("outsize.interfaces.command_fewshot", "accuracy on a task, for each number of examples in the prompt"),
+    "eval": ("outsize.interfaces.command_eval", "evaluate on tasks of lm-evaluation-harness"),
     "convert": ("outsize.interfaces.command_convert", "turn a model's weights into int8 or int4, once"),
     "verify": ("outsize.interfaces.command_verify", "check every tensor of a converted model"),
     "probe": ("outsize.interfaces.command_probe", "measure this machine once, so that plans need not assume"),

@@ -9,9 +9,10 @@ from outsize.facts.sizes import parse_size
 from outsize.planning.plan import WEIGHTS
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL and ``--revision``."""
-    parser.add_argument("model", metavar="MODEL", help="a hub id, a local folder, or a name in the local cache")
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """MODEL and ``--revision``. MODEL is None where it is not ``required`` and not there."""
+    where = "a hub id, a local folder, or a name in the local cache"
+    parser.add_argument("model", nargs=None if required else "?", metavar="MODEL", help=where)
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
 
 
