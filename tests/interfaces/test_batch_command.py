@@ -52,10 +52,12 @@ def test_stop_strings(tmp_path: Path) -> None:
 
 def test_prompts_that_are_wrong_are_errors_of_their_own(tmp_path: Path) -> None:
     lines = [{"id": 1, "prompt": ["no text"]}, {"id": 2, "prompt": ""}, {"id": 3, "prompt": "a" * 300}]
+    lines.append({"id": 4, "prompt": "\ud800"})
     data, out = write_lines(tmp_path / "d.jsonl", [*lines, *batch_lines(1)]), tmp_path / "out"
     assert run("batch", data, out, "--max-new-tokens", "12") == 0
     errors = {row["id"]: row.get("error", "") for row in read_lines(out)}
     assert "no text" in errors[1]
+    assert "no text" in errors[4]
     assert "empty" in errors[2]
     assert "positions" in errors[3]
     assert errors["b0"] == ""

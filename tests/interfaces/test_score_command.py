@@ -69,22 +69,23 @@ def test_lines_that_are_wrong_are_errors_of_their_own(tmp_path: Path, capsys: py
         {"id": "number", "context": 5, "choices": ["x"]},
         {"id": "no-choice", "context": "a", "choices": []},
         {"id": "empty", "context": "a", "choices": [""]},
+        {"id": "half", "context": "half a character: \ud800", "choices": ["x"]},
         {"id": "long", "context": "a" * 300, "choices": ["x"]},
     ]
     assert run("score", write_lines(tmp_path / "d.jsonl", [*score_lines(2), *wrong]), out, "--json") == 0
     rows = read_lines(out)
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert {row["id"] for row in rows if "error" not in row} == {"s0", "s1"}
     errors = {row["id"]: row["error"] for row in rows if "error" in row}
-    assert set(errors) == {3, "s0", "no-context", "number", "no-choice", "empty", "long"}
+    assert set(errors) == {3, "s0", "no-context", "number", "no-choice", "empty", "half", "long"}
     assert "256 positions" in errors["long"]
     said = json.loads(capsys.readouterr().out)
-    assert (said["schema"], said["rows"], said["errors"]) == (1, 9, 7)
+    assert (said["schema"], said["rows"], said["errors"]) == (1, 10, 8)
     # They count as done, unless it is asked for them again.
     assert run("score", tmp_path / "d.jsonl", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 0
     assert run("score", tmp_path / "d.jsonl", out, "--json", "--retry-errors") == 0
-    assert json.loads(capsys.readouterr().out)["errors"] == 7
+    assert json.loads(capsys.readouterr().out)["errors"] == 8
     assert sorted(map(str, read_lines(out))) == sorted(map(str, rows))
 
 

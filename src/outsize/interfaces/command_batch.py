@@ -13,7 +13,7 @@ from outsize.interfaces.dataset_run import run_dataset
 from outsize.run.dataset import DatasetProgress, GenerateRequest, GenerateResult
 from outsize.run.encoding import Encoder
 from outsize.run.generate import Settings
-from outsize.run.records import Record, key_of
+from outsize.run.records import Record, is_text, key_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ class Texts:
     def request(self, line: Record, encoder: Encoder) -> GenerateRequest | str:
         """The tokens of a line."""
         prompt = line.fields["prompt"]
-        if not isinstance(prompt, str):
+        if not is_text(prompt):
             return "the prompt is no text"
         return GenerateRequest(
             line.key,

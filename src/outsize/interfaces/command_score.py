@@ -10,7 +10,7 @@ from outsize.interfaces import dataset_options, options
 from outsize.interfaces.dataset_run import run_dataset
 from outsize.run.dataset import DatasetProgress, ScoreRequest, ScoreResult
 from outsize.run.encoding import Encoder
-from outsize.run.records import Record, key_of
+from outsize.run.records import Record, is_text, key_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +39,9 @@ class Scores:
     def request(self, line: Record, encoder: Encoder) -> ScoreRequest | str:
         """The tokens of a line."""
         context, choices = line.fields["context"], line.fields["choices"]
-        if not isinstance(context, str):
+        if not is_text(context):
             return "the context is no text"
-        if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        if not isinstance(choices, list) or not choices or not all(map(is_text, choices)):
             return "the choices are no list of texts, one at least"
         return encoder.score_request(line.key, context, choices)
 

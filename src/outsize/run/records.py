@@ -53,6 +53,17 @@ def key_of(row: Mapping[str, Any]) -> Key:
     return _line_key(row["line"]) if "line" in row else json.dumps(row["id"])
 
 
+def is_text(value: Any) -> bool:
+    """Whether it is a text that a tokenizer takes: JSON can hold halves of characters, which are none."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _line_key(line: int) -> Key:
     return f"line {line}"
 

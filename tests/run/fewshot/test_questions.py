@@ -75,6 +75,8 @@ def test_csv(tmp_path: Path) -> None:
         (OWN, {"question": "?", "options": "ab", "colour": 0}, "no list of texts"),
         (OWN, {"question": "?", "options": ["a", 1], "colour": 0}, "no list of texts"),
         (OWN, {"question": "?", "options": ["a", "a"], "colour": 0}, "two different"),
+        (COLOURS, {"question": "\ud800", "colour": 1}, "'question' is neither a text nor a number"),
+        (OWN, {"question": "?", "options": ["a", "\ud800"], "colour": 0}, "no list of texts"),
         (FREE, {"a": 1, "b": 1, "sum": []}, "neither a text nor a number"),
         (FREE, {"a": 1, "b": 1, "sum": None}, "neither a text nor a number"),
         (COLOURS, [], "not a JSON object"),

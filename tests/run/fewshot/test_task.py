@@ -55,6 +55,7 @@ def test_a_field_of_choices(tmp_path: Path) -> None:
         (("answer: colour", "answer: colour\ndraw: often"), ["draw: 'often'", "fixed or per_row"]),
         (("answer: colour", "answer: colour\nanswer: hue"), ["the key answer is there twice"]),
         (("answer: colour", "answer: colour\nfields: {other: x}"), ["fields", "names 'other'"]),
+        (("answer: colour", 'answer: colour\ninstruction: "\\uD800"'), ["instruction", "is no text"]),
         (("answer: colour", "answer: colour\nfields: [other]"), ["fields", "no mapping"]),
         (("answer: colour", "answer: colour\n1: x"), ["a mapping of keys"]),
         (("answer: colour", "answer: [colour"), ["is not YAML"]),

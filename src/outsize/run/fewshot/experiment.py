@@ -49,7 +49,7 @@ class Prompt:
     @property
     def content(self) -> Any:
         """All that its row depends on; the context as a checksum, for there may be many long ones."""
-        context = hashlib.sha256(self.context.encode(errors="surrogatepass")).hexdigest()
+        context = hashlib.sha256(self.context.encode()).hexdigest()
         return [self.key, context, self.question.choices, self.question.answers]
 
 

@@ -71,7 +71,7 @@ def _weights(metric: str, scored: Scored) -> list[float]:
         return [l - alone for l, alone in zip(scored.logprobs, scored.alone, strict=True)]  # noqa: E741
     sizes = {
         "acc_norm": [len(choice) for choice in scored.choices],
-        "acc_bytes": [len(choice.encode(errors="surrogatepass")) for choice in scored.choices],
+        "acc_bytes": [len(choice.encode()) for choice in scored.choices],
         "acc_token": list(scored.tokens),
     }[metric]
     return [logprob / size for logprob, size in zip(scored.logprobs, sizes, strict=True)]

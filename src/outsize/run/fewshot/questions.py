@@ -11,7 +11,7 @@ from typing import Any
 
 from outsize.errors import UsageError
 from outsize.run.fewshot.task import Task
-from outsize.run.records import Record, read_records
+from outsize.run.records import Record, is_text, read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ def _value(record: Record, task: Task, name: str) -> Any:
 
 def _text(name: str, value: Any) -> str:
     """A text, or a number as JSON writes it."""
-    if isinstance(value, str):
-        return value
+    if is_text(value):
+        return str(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return json.dumps(value)
     raise UsageError(f"{name!r} is neither a text nor a number")
@@ -88,7 +88,7 @@ def _answers(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _own_choices(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+    if not isinstance(value, list) or not all(one and is_text(one) for one in value):
         raise UsageError(f"{name!r} is no list of texts")
     if len(value) < 2 or len(set(value)) < len(value):
         raise UsageError(f"{name!r} must be two different choices at least, and none twice")

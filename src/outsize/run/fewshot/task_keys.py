@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from outsize.errors import UsageError
+from outsize.run.records import is_text
 
 MISSING = object()
 
@@ -49,9 +50,9 @@ class Keys:
         value = self._values.get(key, MISSING if default is None else default)
         if value is MISSING:
             raise UsageError(f"{self.path}: the key {key} is missing")
-        if not isinstance(value, str) or not (value or empty):
+        if not is_text(value) or not (value or empty):
             raise self.error(key, f"{_shown(value)} is no text", need="a text; quotes make one of anything")
-        return value
+        return str(value)
 
     def texts(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
         """A text, or a list of them, none empty."""
@@ -60,7 +61,7 @@ class Keys:
         if not isinstance(several, list) or not several:
             raise self.error(key, f"{_shown(value)} is no list of texts")
         for one in several:
-            if not isinstance(one, str) or not one:
+            if not one or not is_text(one):
                 raise self.error(key, f"{_shown(one)} is no text", need="a text; quotes make one of anything")
         return tuple(several)
 
@@ -121,4 +122,4 @@ def read_keys(path: Path) -> Keys:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)[:60]
+    return json.dumps(value, default=str)[:60]
