@@ -12,7 +12,7 @@ from outsize.planning.plan import Request
 from outsize.planning.planner import plan_one
 
 MEASURED = WorkspaceSpec(base=0, linear=40 * 512, square=0.0)
-SPEC = replace(decoder(blocks=6, hidden=512, vocab=1000), passing=MEASURED, resting=MEASURED)
+SPEC = replace(decoder(blocks=6, hidden=512, vocab=1000), workspace=MEASURED, resting=MEASURED)
 
 
 def planned(spec=SPEC, *, weights=None, ram=8 * GIB, **request):

@@ -103,9 +103,10 @@ def test_the_whole_process_stays_within_the_budget(big: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_long_prompt_and_a_batch_stay_within_the_budget(big: Path) -> None:
-    budget = least(big, context=512, batch=2) + 40 * MIB
-    code, said = run(big, ram=budget, context=512, batch=2)
+@pytest.mark.parametrize("batch", [2, 8])
+def test_a_long_prompt_and_a_batch_stay_within_the_budget(big: Path, batch: int) -> None:
+    budget = least(big, context=512, batch=batch) + 40 * MIB
+    code, said = run(big, ram=budget, context=512, batch=batch)
     assert code == 0
     assert said["peak"] <= budget
 

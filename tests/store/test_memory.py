@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +74,28 @@ def test_no_memory_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmap, "mmap", refuse)
     with pytest.raises(DoesNotFit, match=r"no memory for a buffer: Cannot allocate memory"):
         Memory(MIB)
+
+
+MAPPED = """
+import ctypes, sys
+from outsize.store.memory import give_back_large_memory
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd a b c d e".split()]
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.mallinfo2.restype = Info
+give_back_large_memory()
+libc.free(libc.malloc(16 << 20))
+before = libc.mallinfo2().hblkhd
+libc.malloc(4 << 20)
+print(libc.mallinfo2().hblkhd - before >= 4 << 20)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc, or one before 2.33")
+@pytest.mark.parametrize(("threshold", "given_back"), [(None, "True"), (str(32 << 20), "False")])
+def test_large_memory_is_the_systems_again_once_it_is_freed(threshold: str | None, given_back: str) -> None:
+    usual = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    env = usual if threshold is None else {**usual, "MALLOC_MMAP_THRESHOLD_": threshold}
+    done = subprocess.run([sys.executable, "-c", MAPPED], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == given_back

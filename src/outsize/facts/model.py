@@ -128,7 +128,8 @@ class ModuleSpec:
 class WorkspaceSpec:
     """Peak bytes of activations of one sequence of n tokens, weights and cache left out: base + linear*n + square*n*n.
 
-    Measured on ``meta`` by following the life of every intermediate tensor through one forward pass.
+    Measured on ``meta`` by following the life of every intermediate tensor through forward passes that keep a cache and
+    that keep none: the larger counts.
     """
 
     base: int
@@ -155,8 +156,7 @@ class ModelSpec:
     buffer_bytes: int = 0  # non-persistent buffers (rotary tables), made at load, never stored
     dtype: str = ""  # the type most parameters are stored in
     origins: Mapping[str, Origin] = field(default_factory=lambda: NO_ORIGINS)  # by parameter; none for shipped specs
-    passing: WorkspaceSpec | None = None  # peak of a pass that keeps no cache; None where nobody measured it
-    resting: WorkspaceSpec | None = None  # of such a pass, most bytes that live when a module with weights begins
+    resting: WorkspaceSpec | None = None  # most bytes that live when a module with weights begins; None: not measured
 
     @property
     def parameters(self) -> int:

@@ -11,7 +11,7 @@ from outsize.errors import OutsizeError
 from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, Origin, TensorSpec, WorkspaceSpec
 from outsize.facts.packing import Packing
 
-SCHEMA = 5  # 2: origins; 3: parts; 4: packings; 5: passes without a cache
+SCHEMA = 6  # 2: origins; 3: parts; 4: packings; 5: passes without a cache; 6: the workspace leaves the cache out
 ABSOLUTE = "="  # marks a tensor whose name does not start with its module's (a weight tied across modules)
 
 
@@ -37,9 +37,8 @@ def spec_to_json(spec: ModelSpec) -> str:
         "workspace": [spec.workspace.base, spec.workspace.linear, spec.workspace.square],
         "modules": entries,
     }
-    for name, measured in (("passing", spec.passing), ("resting", spec.resting)):
-        if measured is not None:
-            body[name] = [measured.base, measured.linear, measured.square]
+    if spec.resting is not None:
+        body["resting"] = [spec.resting.base, spec.resting.linear, spec.resting.square]
     if spec.origins:
         body["origins"] = {name: [origin.copies, *origin.names] for name, origin in spec.origins.items()}
     return json.dumps(body, indent=1) + "\n"
@@ -61,7 +60,6 @@ def spec_from_json(text: str) -> ModelSpec:
             dtype=body["dtype"],
             buffer_bytes=body["buffer_bytes"],
             workspace=WorkspaceSpec(*body["workspace"]),
-            passing=WorkspaceSpec(*body["passing"]) if "passing" in body else None,
             resting=WorkspaceSpec(*body["resting"]) if "resting" in body else None,
             modules=tuple(_module(entry, name) for entry in body["modules"] for name in entry["names"]),
             origins={name: Origin(tuple(names), copies) for name, (copies, *names) in body.get("origins", {}).items()},

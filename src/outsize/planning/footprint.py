@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from outsize.facts.bf12 import bf12_bytes
+from outsize.facts.bf12 import MOST_INPUTS, bf12_bytes
 from outsize.facts.machine import Device, Machine
 from outsize.facts.model import CacheSpec, ModelSpec, ModuleSpec, TensorSpec
 from outsize.facts.packing import Packing, packing_for
@@ -14,7 +14,6 @@ MIB = 1024**2
 PAGE = 4096  # direct reads start and end on these boundaries
 BITS = {"int8": 8, "int4": 4}
 COMPACT_SHARE = 0.9  # of its bytes: a compact form that saves less is not worth making
-MOST_INPUTS = 65536  # of a row in the compact form
 # Most bytes that multiplying with a packed weight takes at a time to unpack it, temporaries included: kernels that
 # multiply many rows, and those in plain torch, unpack tiles of it, as many rows as fit. No weight takes more than all
 # of its elements do, in float32 and with two temporaries of that size.

@@ -91,18 +91,8 @@ def kept_rows_bytes(plan: Plan) -> int:
 
 
 def peak_bytes(spec: ModelSpec, tokens: int) -> int:
-    """Peak bytes of activations of one sequence in a pass that keeps no cache.
-
-    As measured, else ``workspace - cache + the largest block's cache``: the workspace was measured with a cache that
-    grows from block to block. An encoder may have its peak before there is any cache: then all of the workspace.
-    """
-    if spec.passing is not None:
-        return spec.passing.bytes_for(1, tokens)
-    whole = spec.workspace.bytes_for(1, tokens)
-    if spec.encoder_decoder:
-        return whole
-    caches = [module.cache.bytes_for(tokens) for module in spec.modules]
-    return max(whole - sum(caches) + max(caches, default=0), 0)
+    """Peak bytes of activations of one sequence."""
+    return spec.workspace.bytes_for(1, tokens)
 
 
 def resting_bytes(spec: ModelSpec, tokens: int) -> int:

@@ -16,6 +16,7 @@ from outsize.facts.surveys import same_bytes
 from outsize.planning.plan import Plan
 from outsize.run.cargo import Load, first_of_last_stack, loads_of
 from outsize.store.direct_files import DirectFiles, Files
+from outsize.store.memory import give_back_large_memory
 from outsize.store.rows import RowReader
 from outsize.store.stream import Stream
 
@@ -63,6 +64,7 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
         raise UnsupportedModel(f"{plan.weights} weights cannot be run yet", remedy="weights='native'")
     if folder.path is None or folder.format == "none":
         raise ModelNotFound(f"{folder.origin}: its weights are not on this machine")
+    give_back_large_memory()
     files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
     loads = loads_of(opening.spec, plan, folder.tensors)
     passing = [one.cargo for several in loads for one in several]

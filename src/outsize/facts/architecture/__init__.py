@@ -216,7 +216,6 @@ def survey(skeleton: Skeleton, name: str) -> ModelSpec:
         vocab_size=text.vocab_size,
         modules=modules,
         workspace=measured.workspace,
-        passing=measured.passing,
         resting=measured.resting,
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers() if b.device.type != "meta"),
         dtype=max(sizes, key=lambda dtype: sizes[dtype]),

@@ -35,7 +35,6 @@ class Measured:
     order: tuple[str, ...]
     cache: dict[str, CacheSpec]
     workspace: WorkspaceSpec
-    passing: WorkspaceSpec
     resting: WorkspaceSpec
     turns: Turns
 
@@ -116,8 +115,8 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
         cache.update(zip(decoders, layers, strict=True))
     elif decoders:  # layers that share caches, or have none: the sum is what counts, on the first block
         cache[decoders[0]] = _sum(layers)
-    peaks, passing, resting = ([p.peak for p in passes], [p.peak for p in bare], [p.resting for p in bare])
-    return Measured((*order, *missing), cache, _fit(peaks), _fit(passing), _fit(resting), turns)
+    peaks = [max(kept.peak, passed.peak) for kept, passed in zip(passes, bare, strict=True)]
+    return Measured((*order, *missing), cache, _fit(peaks), _fit([p.resting for p in bare]), turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +128,18 @@ class _Pass:
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that live at the same time, weights and buffers left out."""
+    """Counts the bytes of tensors that live at the same time, weights and buffers left out.
+
+    ``moments``: serial number and bytes of each storage as it comes (above 0) and goes (below).
+    """
 
     def __init__(self, known: set[int], turns: Turns | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.turns = turns
         self._made: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
-        self.known, self.live, self.peak = known, 0, 0
-        self.seen: dict[int, int] = {}
+        self.known, self.live = known, 0
+        self.seen: dict[int, tuple[int, int]] = {}  # storage -> serial number, bytes
+        self.moments: list[tuple[int, int]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -149,8 +152,16 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._follow(tensor.untyped_storage())
-        self.peak = max(self.peak, self.live)
         return result
+
+    def peak(self, kept: Sequence[Any]) -> int:
+        """Most bytes that lived at a time, those of the storages in ``kept`` left out: what a cache holds at the end."""
+        left_out = {self.seen[storage._cdata][0] for storage in kept if storage._cdata in self.seen}
+        now = most = 0
+        for serial, change in self.moments:
+            now += 0 if serial in left_out else change
+            most = max(most, now)
+        return most
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operation on ``meta``, or, where the same was asked of another block, what that gave: shapes alone.
@@ -170,12 +181,15 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key, size = storage._cdata, storage.nbytes()
         if key in self.seen or key in self.known:
             return
-        self.seen[key] = size
+        self.seen[key] = (len(self.moments), size)
+        self.moments.append((len(self.moments), size))
         self.live += size
         weakref.finalize(storage, self._forget, key).atexit = False
 
     def _forget(self, key: int) -> None:
-        self.live -= self.seen.pop(key, 0)
+        serial, size = self.seen.pop(key)
+        self.moments.append((serial, -size))
+        self.live -= size
 
 
 def _question(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -230,7 +244,21 @@ def _forward(
         for hook in hooks:
             hook.remove()
     held = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
-    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak, max(resting))
+    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak(_storages(held)), max(resting))
+
+
+def _layers(cache: Any) -> list[Any]:
+    if cache is None:
+        return []
+    if isinstance(cache, EncoderDecoderCache):
+        return [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
+    return list(cache.layers)
+
+
+def _storages(cache: Any) -> list[Any]:
+    """What a cache keeps alive, storage by storage."""
+    leaves = (leaf for layer in _layers(cache) for leaf in tree_leaves(vars(layer)))
+    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _layer_bytes(cache: Any) -> list[tuple[int, int, int | None]]:
