@@ -36,9 +36,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing kept by one test is seen by another."""
-    monkeypatch.setenv("OUTSIZE_CACHE", str(tmp_path / "outsize-cache"))
+    cache = request.config.stash[SCRATCH] / "caches" / tmp_path.name
+    monkeypatch.setenv("OUTSIZE_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture
+def shared_surveys(own_cache: Path, request: pytest.FixtureRequest) -> None:
+    """But for surveys, of half a second each and the same whoever makes them, which the tests of a folder share."""
+    specs = request.config.stash[SCRATCH] / "specs" / request.path.parent.name
+    specs.mkdir(parents=True, exist_ok=True)
+    own_cache.mkdir(parents=True)
+    (own_cache / "specs").symlink_to(specs)
 
 
 @pytest.fixture(autouse=True)

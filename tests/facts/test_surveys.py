@@ -50,22 +50,21 @@ def test_and_again_when_something_changes(folder: Path, monkeypatch: pytest.Monk
         folder_spec(open_folder(folder))
 
 
-def test_a_kept_survey_that_is_damaged_is_made_again(folder: Path, tmp_path: Path) -> None:
+def test_a_kept_survey_that_is_damaged_is_made_again(folder: Path, own_cache: Path) -> None:
     spec = folder_spec(open_folder(folder))
-    (kept,) = (tmp_path / "outsize-cache" / "specs").iterdir()
+    (kept,) = (own_cache / "specs").iterdir()
     kept.write_text("{")
     assert folder_spec(open_folder(folder)) == spec
     assert kept.read_text() != "{"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "outsize-cache").mkdir()
-    (tmp_path / "outsize-cache" / "specs").mkdir()
+    (own_cache / "specs").mkdir(parents=True)
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(PermissionError()))
     assert folder_spec(open_folder(folder)).parameters > 0
-    assert not list((tmp_path / "outsize-cache" / "specs").iterdir())
+    assert not list((own_cache / "specs").iterdir())
 
 
 def test_equal_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,10 +82,10 @@ def test_run_converts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (answer["text"].strip(), answer["weights"]) == ("JIFT", "int8")
 
 
-def test_plan_never_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_never_converts(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(DEMO), "--weights", "int4", "--no-gpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"][0]["weights"] == "int4"
-    assert not list(tmp_path.glob("outsize-cache/converted/*"))
+    assert not (own_cache / "converted").exists()
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

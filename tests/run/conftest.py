@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from outsize.facts.detect import identity
+from outsize.facts.parse_machine import parse_machine
+from outsize.facts.profile import Profile, profile_path, save_profile
+
 
 @pytest.fixture(autouse=True)
-def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def surveyed_once(shared_surveys: None) -> None:
+    """Models of a module are loaded again and again."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_torch() -> Iterator[None]:
     """The torch twins, which give transformers' own bits; test_kernels.py is about the compiled kernels."""
-    monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OUTSIZE_KERNELS", "torch")
+        yield
 
 
-@pytest.fixture(autouse=True)
-def divided(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def divided() -> Iterator[None]:
     """Blocks of a few KB are streamed in parts, and single tensors of them kept, as those of a few hundred MB are."""
-    monkeypatch.setattr("outsize.facts.architecture.parts.LEAST_BYTES", 0)
-    monkeypatch.setattr("outsize.planning.keeping.LEAST_BYTES", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("outsize.facts.architecture.parts.LEAST_BYTES", 0)
+        patch.setattr("outsize.planning.keeping.LEAST_BYTES", 1)
+        yield
+
+
+@pytest.fixture
+def slow_drive(own_cache: Path) -> None:
+    """This machine's drive is slow: on a fast one, a planner of sense would not use a GPU for models this small."""
+    drive = parse_machine("local", model_path=own_cache).disk
+    save_profile(Profile(identity(), disks={drive.uuid: 1e6}), profile_path(os.environ))

@@ -20,10 +20,10 @@ def source(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "source", ARCHITECTURES["llama"].make_model(), "sharded bin")
 
 
-def test_converted_once_and_found_again(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_converted_once_and_found_again(source: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = converted_folder(str(source), "int4")
     assert first.path is not None
-    assert first.path.parent == Path(os.environ["OUTSIZE_CACHE"]) / "converted"
+    assert first.path.parent == own_cache / "converted"
     monkeypatch.setattr(converted, "convert", pytest.fail)
     assert converted_folder(str(source), "int4").path == first.path
     assert converted_folder(str(first.path), "int4").path == first.path  # it is so already

@@ -16,10 +16,9 @@ import torch
 import transformers
 from checkpoints import ARCHITECTURES, Architecture, write_checkpoint
 from quantised import Scheme, transformers_own, write_quantised
+from run import every_tier
 
 import outsize
-from outsize.facts.folder import open_folder
-from outsize.facts.surveys import folder_spec
 from outsize.kernels.dense import KernelWeight
 from outsize.kernels.library import NoLibrary, load
 from outsize.kernels.packed import PackedWeight
@@ -109,15 +108,10 @@ def weights_of(model: Any) -> list[torch.Tensor]:
     return [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
 
 
+@pytest.mark.usefixtures("slow_drive")
 @pytest.mark.parametrize("home", ["ram", "disk", "two GPUs, ram and disk"])
 def test_within_rounding(case: Case, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = folder_spec(open_folder(case.folder))
-    total, block = sum(m.runtime_bytes for m in spec.modules), max(b.runtime_bytes for b in spec.blocks)
-    gpus = {"gpu0": block, "gpu1": block, "ram": total - 3 * block}
-    limits = {"ram": {}, "disk": {"ram": 0}}.get(home, gpus)
-    if "gpu0" in limits:
-        monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB,64MiB")
-    with outsize.load(case.folder, no_gpu="gpu0" not in limits, weight_limits=limits, context=32, batch=2) as model:
+    with every_tier.load(case.folder, home, monkeypatch) as model:
         for inputs, want in zip(case.prompts, case.logits, strict=True):
             error = (logits(model, inputs) - want).abs().max() / want.abs().max()
             assert error <= ROUNDING[case.dtype], math.log2(error)

@@ -15,22 +15,15 @@ import pytest
 import torch
 import transformers
 from checkpoints import ARCHITECTURES, FORMATS, Architecture, Format, write_checkpoint
+from run.every_tier import HOMES, load
 from torch.utils._pytree import tree_leaves
 
-import outsize
-from outsize.facts.detect import identity
 from outsize.facts.folder import open_folder
 from outsize.facts.parse_machine import parse_machine
-from outsize.facts.profile import Profile, profile_path, save_profile
 from outsize.facts.surveys import folder_spec
 from outsize.planning.planner import make_request, plan_one
 
-HOMES = {
-    "ram": {"ram"},
-    "disk": {"disk"},
-    "ram and disk": {"ram", "disk"},
-    "two GPUs, ram and disk": {"gpu0", "gpu1", "ram", "disk"},
-}
+pytestmark = pytest.mark.usefixtures("slow_drive")
 OLD_LAYOUTS = tuple(name for name, arch in ARCHITECTURES.items() if arch.prefix or arch.ignored)
 BEAMS = {"greedy": 1, "beams": 2}
 
@@ -46,23 +39,6 @@ class Case:
     tokens: dict[str, torch.Tensor]
     cache_bytes: int  # that transformers' own greedy generation held at its end
     parameters: int
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that the tests of this file share, so that a model is surveyed once. The drive in its profile is slow:
-    on a fast one, a planner of sense would not use a GPU for models as small as these.
-    """
-    cache = tmp_path_factory.mktemp("cache")
-    drive = parse_machine("local", model_path=cache).disk
-    slow = Profile(identity(), disks={drive.uuid: 1e6})
-    save_profile(slow, profile_path({"OUTSIZE_CACHE": str(cache)}))
-    return cache
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(own_cache: None, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OUTSIZE_CACHE", str(kept))
 
 
 def reference(arch: Architecture, folder: Path) -> Case:
@@ -103,28 +79,9 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return out["logits" if "logits" in out else "last_hidden_state"]
 
 
-def load(folder: Path, home: str, auto_class: str | None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model with its weights in all the tiers that ``home`` names, forced by limits of weights per tier."""
-    spec = folder_spec(open_folder(folder), auto_class)
-    total = sum(m.runtime_bytes for m in spec.modules)
-    block = min(b.runtime_bytes for b in spec.blocks)
-    limits = {
-        "ram": {},
-        "disk": {"ram": 0},
-        "ram and disk": {"ram": total - 3 * block // 2},  # of a streamed block, single tensors stay
-        "two GPUs, ram and disk": {"gpu0": block, "gpu1": block, "ram": total - 5 * block // 2},
-    }[home]
-    if "gpu0" in limits:
-        monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB,64MiB")
-    return outsize.load(
-        folder, no_gpu="gpu0" not in limits, weight_limits=limits, context=32, batch=2, auto_class=auto_class
-    )
-
-
 def check(case: Case, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(case.folder, home, case.arch.auto, monkeypatch)
+    model = load(case.folder, home, monkeypatch, auto_class=case.arch.auto)
     try:
-        assert {item.home for item in model.outsize.plan.items} == HOMES[home]
         assert torch.equal(logits(model, case.inputs), case.logits)
         prompt = {name: case.inputs[name] for name in ("input_ids", "attention_mask")}
         for name, tokens in case.tokens.items():

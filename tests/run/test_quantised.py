@@ -14,22 +14,15 @@ import pytest
 import torch
 from checkpoints import ARCHITECTURES
 from quantised import SCHEMES, Scheme, transformers_own, write_quantised
+from run.every_tier import load
 
 import outsize
 from outsize.errors import OutsizeError, UsageError
-from outsize.facts.detect import identity
 from outsize.facts.folder import open_folder
-from outsize.facts.parse_machine import parse_machine
-from outsize.facts.profile import Profile, profile_path, save_profile
 from outsize.facts.surveys import folder_spec
 from outsize.kernels.packed import PackedWeight
 
-HOMES = {
-    "ram": {"ram"},
-    "disk": {"disk"},
-    "ram and disk": {"ram", "disk"},
-    "two GPUs, ram and disk": {"gpu0", "gpu1", "ram", "disk"},
-}
+pytestmark = pytest.mark.usefixtures("slow_drive")
 CASES = {
     "llama int4": ("llama", Scheme(4, 16)),
     "llama-tied int8 asymmetric": ("llama-tied", Scheme(8, 16, symmetric=False)),
@@ -69,21 +62,6 @@ def generate(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return made
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that the tests of this file share; the drive in its profile is slow, so that GPUs are worth using."""
-    cache = tmp_path_factory.mktemp("cache")
-    drive = parse_machine("local", model_path=cache).disk
-    slow = Profile(identity(), disks={drive.uuid: 1e6})
-    save_profile(slow, profile_path({"OUTSIZE_CACHE": str(cache)}))
-    return cache
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(own_cache: None, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OUTSIZE_CACHE", str(kept))
-
-
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     name, scheme = CASES[request.param]
@@ -94,25 +72,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(folder, inputs, logits(model, inputs), generate(model, inputs))
 
 
-def load(folder: Path, home: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Any:
-    spec = folder_spec(open_folder(folder))
-    total = sum(m.runtime_bytes for m in spec.modules)
-    block = max(b.runtime_bytes for b in spec.blocks)
-    limits = {
-        "ram": {},
-        "disk": {"ram": 0},
-        "ram and disk": {"ram": total - 2 * block},
-        "two GPUs, ram and disk": {"gpu0": block, "gpu1": block, "ram": total - 3 * block},
-    }[home]
-    if "gpu0" in limits:
-        monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB,64MiB")
-    return outsize.load(folder, no_gpu="gpu0" not in limits, weight_limits=limits, context=32, batch=2, **more)
-
-
 @pytest.mark.parametrize("home", ["ram", "disk", "two GPUs, ram and disk"])
 def test_the_same_bits(case: Case, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(case.folder, home, monkeypatch) as model:
-        assert {item.home for item in model.outsize.plan.items} == HOMES[home]
         assert torch.equal(logits(model, case.inputs), case.logits)
         assert torch.equal(generate(model, case.inputs), case.tokens)
 
