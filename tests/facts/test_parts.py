@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from outsize.facts import architecture
 from outsize.facts.architecture import parts
-from outsize.facts.architecture.measure import Turns, _LiveBytes
+from outsize.facts.architecture.measure import _LiveBytes
+from outsize.facts.architecture.turns import Turns
 from outsize.facts.model import ModelSpec
 
 

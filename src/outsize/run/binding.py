@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from outsize.facts.architecture import Slot, Unit, Weight
 from outsize.facts.architecture.recording import replay, sources
+from outsize.facts.architecture.units import Slot, Unit, Weight
 from outsize.facts.bf12 import bf12_bytes
 from outsize.facts.model import StoredTensor
 from outsize.kernels.dense import KernelWeight

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from outsize.errors import OutsizeError
-from outsize.facts.architecture import Unit
+from outsize.facts.architecture.units import Unit
 from outsize.facts.machine import Machine
 from outsize.planning.plan import Item
 

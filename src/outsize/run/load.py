@@ -85,7 +85,8 @@ def _build(
     from outsize.facts import architecture
     from outsize.run.devices import Devices
     from outsize.run.engine import Engine
-    from outsize.run.sweep import Stop, Sweep
+    from outsize.run.stations import Stop
+    from outsize.run.sweep import Sweep
 
     folder, plan = opening.folder, opening.plan
     skeleton = architecture.skeleton_of(folder, same_bytes(folder), opening.auto_class)

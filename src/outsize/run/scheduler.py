@@ -15,7 +15,8 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from outsize.errors import DoesNotFit, OutsizeError
 from outsize.planning.microbatch import Burden
-from outsize.run.sweep import Passage, Sweep
+from outsize.run.stations import Passage
+from outsize.run.sweep import Sweep
 
 
 class Job:

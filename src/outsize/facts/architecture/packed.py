@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from outsize.errors import DamagedModel, UnsupportedModel
 from outsize.facts.architecture.recording import Call, Expression, Packed
+from outsize.facts.architecture.units import Weight
 from outsize.facts.quantisation import Quantisation
-
-if TYPE_CHECKING:
-    from outsize.facts.architecture import Weight
 
 
 def settle(weights: Mapping[int, Weight], model: nn.Module, quantisation: Quantisation | None) -> dict[int, Weight]:

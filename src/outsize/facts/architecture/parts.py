@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from outsize.facts.architecture.measure import Turns
-
-if TYPE_CHECKING:
-    from outsize.facts.architecture import Unit, Weight
-
+from outsize.facts.architecture.turns import Turns
+from outsize.facts.architecture.units import Unit, Weight
 
 LEAST_BYTES = 16 << 20  # of a part: two reads; more turns than that cost more than the memory they save
 
