@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from checkpoints import ARCHITECTURES, write_checkpoint
 
+import outsize
 from outsize.facts.detect import identity
 from outsize.facts.parse_machine import parse_machine
 from outsize.facts.profile import Profile, profile_path, save_profile
@@ -40,3 +43,11 @@ def slow_drive(own_cache: Path) -> None:
     """This machine's drive is slow: on a fast one, a planner of sense would not use a GPU for models this small."""
     drive = parse_machine("local", model_path=own_cache).disk
     save_profile(Profile(identity(), disks={drive.uuid: 1e6}), profile_path(os.environ))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A small model, all of whose weights are on disk."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("llama"), ARCHITECTURES["llama"].make_model())
+    with outsize.load(folder, no_gpu=True, weight_limits={"ram": 0}, context=64, batch=4) as model:
+        yield model

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from checkpoints import ARCHITECTURES, write_checkpoint
-from requests_alone import HOMES, generate_requests, generated_alone, load, plain_model
+from requests_alone import generate_requests, generated_alone, plain_model, spoilt
+from run.every_tier import HOMES, load
 
-import outsize
 from outsize.errors import UsageError
 from outsize.run.dataset import DatasetProgress, GenerateRequest
 
@@ -26,22 +25,17 @@ class Letters:
         return "".join(chr(ord("A") + token) for token in tokens)
 
 
+@pytest.mark.usefixtures("slow_drive")
 @pytest.mark.parametrize(("name", "home"), CASES)
 def test_as_one_by_one(name: str, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = generate_requests()
-    with load(name, tmp_path, home, monkeypatch) as model:
+    write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
+    with load(tmp_path, home, monkeypatch, context=64, batch=4) as model:
         results = {r.id: r for r in model.outsize.generate(requests)}
         plain = plain_model(name, tmp_path)
         for request in requests:
             assert not results[request.id].error
             assert results[request.id].tokens == generated_alone(plain, request)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = write_checkpoint(tmp_path_factory.mktemp("llama"), ARCHITECTURES["llama"].make_model())
-    with outsize.load(folder, no_gpu=True, weight_limits={"ram": 0}, context=64, batch=4) as model:
-        yield model
 
 
 def test_a_row_draws_the_same_in_any_company(small: Any) -> None:
@@ -106,13 +100,8 @@ def test_logits_that_are_no_numbers_fail_alone(small: Any) -> None:
     requests = [GenerateRequest(str(i), (5, 6, 10 + i), max_new_tokens=4) for i in range(6)]
     want = {r.id: r for r in small.outsize.generate(requests)}
 
-    def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        wrong = (args[0] == 13).any(dim=-1)
-        return torch.where(wrong[:, None, None], torch.nan, output)
-
-    hook = small.model.embed_tokens.register_forward_hook(spoil)
-    results = {r.id: r for r in small.outsize.generate(requests)}
-    hook.remove()
+    with spoilt(small):
+        results = {r.id: r for r in small.outsize.generate(requests)}
     for i, result in results.items():
         assert result.error == ("the model's logits are not finite" if i == "3" else "")
         assert result.tokens == (() if i == "3" else want[i].tokens)

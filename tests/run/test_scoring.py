@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import ARCHITECTURES, write_checkpoint
-from requests_alone import HOMES, load, plain_model, score_requests, scored_alone
+from requests_alone import plain_model, score_requests, scored_alone, spoilt
+from run.every_tier import HOMES, load
 
-import outsize
 from outsize.run.dataset import DatasetProgress, ScoreRequest
 
 # Rounding of sums of up to nine log-probabilities, whose logits are some tens in these models.
@@ -21,10 +21,12 @@ CASES += [(name, "disk") for name in ("llama-tied", "gpt2", "bloom", "mpt", "mis
 CASES += [("t5", "disk"), ("bart", "ram and disk"), ("t5", "ram"), ("t5", "two GPUs, ram and disk")]
 
 
+@pytest.mark.usefixtures("slow_drive")
 @pytest.mark.parametrize(("name", "home"), CASES)
 def test_as_one_by_one(name: str, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = score_requests()
-    with load(name, tmp_path, home, monkeypatch) as model:
+    write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
+    with load(tmp_path, home, monkeypatch, context=64, batch=4) as model:
         results = {r.id: r for r in model.outsize.score(requests)}
         plain = plain_model(name, tmp_path)
         for request in requests:
@@ -37,13 +39,6 @@ def test_as_one_by_one(name: str, home: str, tmp_path: Path, monkeypatch: pytest
                 want, likeliest = scored_alone(plain, request.context, continuation)
                 assert logprob == pytest.approx(want, abs=TOLERANCE[ARCHITECTURES[name].dtype])
                 assert greedy == likeliest or ARCHITECTURES[name].dtype != torch.float32
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = write_checkpoint(tmp_path_factory.mktemp("llama"), ARCHITECTURES["llama"].make_model())
-    with outsize.load(folder, no_gpu=True, weight_limits={"ram": 0}, context=64, batch=4) as model:
-        yield model
 
 
 def test_the_same_shape_gives_the_same_bits(small: Any) -> None:
@@ -99,13 +94,8 @@ def test_a_bad_request_fails_alone(error: str, small: Any) -> None:
 def test_logits_that_are_no_numbers_fail_alone(small: Any) -> None:
     requests = [ScoreRequest(str(i), (5, 6, 10 + i), ((8, 9),)) for i in range(6)]
 
-    def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        wrong = (args[0] == 13).any(dim=-1)
-        return torch.where(wrong[:, None, None], torch.nan, output)
-
-    hook = small.model.embed_tokens.register_forward_hook(spoil)
-    results = {r.id: r for r in small.outsize.score(requests)}
-    hook.remove()
+    with spoilt(small):
+        results = {r.id: r for r in small.outsize.score(requests)}
     assert [i for i, r in results.items() if r.error] == ["3"]
     assert results["3"].error == "the model's logits are not finite"
 
@@ -113,7 +103,8 @@ def test_logits_that_are_no_numbers_fail_alone(small: Any) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_few_logits_at_a_time(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = score_requests()
-    with load(name, tmp_path, "disk", monkeypatch) as model:
+    write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
+    with load(tmp_path, "disk", monkeypatch, context=64) as model:
         want = {r.id: r for r in model.outsize.score(requests)}
         monkeypatch.setattr("outsize.run.work.logit_rows", lambda spec: 3)
         seen: list[int] = []
