@@ -4,12 +4,12 @@ from typing import Any
 
 
 def with_choices(docs: Any) -> Any:
-    """Each document with ``choices``, and in ``label`` which is right."""
-    answers = docs["answer"]
+    """Each document with ``choices``, and in ``label`` which of them is right."""
+    answers = list(docs["answer"])
 
     def choose(doc: dict[str, Any], number: int) -> dict[str, Any]:
-        others = [answers[(number + step) % len(answers)] for step in range(7, 7 + len(answers))]
-        wrong = list(dict.fromkeys(answer for answer in others if answer != doc["answer"]))[:2]
+        later = answers[number + 1 :] + answers[:number]
+        wrong = list(dict.fromkeys(answer for answer in later if answer != doc["answer"]))[:2]
         label = number % 3
         return {"choices": [*wrong[:label], doc["answer"], *wrong[label:]], "label": label}
 
