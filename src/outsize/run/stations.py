@@ -79,7 +79,8 @@ class Passage:
     """What belongs to one forward pass that may be underway beside others: which units it is in, its copies of masks.
 
     ``wait``: called with a place in the stream before the pass goes on with what must be bound there first, and returns
-    when it is. Without it the sweep binds whatever the pass comes to, and lets it go behind it.
+    when it is. Without it the sweep binds whatever the pass comes to, and lets it go behind it. ``tokens``: of
+    its longest sequence, for which a new cache has room; 0 where that is unknown.
     """
 
     wait: Callable[[int], None] | None = None
@@ -87,3 +88,4 @@ class Passage:
     kept: Kept = field(default_factory=dict)
     asked_from: torch.device | None = None
     waited: bool = False
+    tokens: int = 0
