@@ -75,20 +75,13 @@ def _plain(build: Kernels, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 
 def _packed(build: Kernels, x: Tensor, weight: Any, packing: Packing, bias: Tensor | None) -> Tensor:
     *outer, inputs = x.shape
-    values, scale, zero = weight.values, weight.scale, weight.zero_point
-    out, stored = values.shape
-    block = block_of(packing.group, inputs)
-    wide = (inputs * packing.bits + 31) // 32 if packing.words else inputs
-    if not block or stored != wide or scale.dtype not in TYPES or not _within_reach(values, scale, zero):
-        return twins.linear(x, weight, bias)
+    if weight.described is None:
+        weight.described = _describe(weight, packing)
+    out, expected, described = weight.described
+    if inputs != expected or not described:
+        return twins.linear(x, weight, bias)  # which says what does not match
     rows = x.numel() // inputs
     x, bias = x.contiguous(), _bias(bias, x)
-    kind = SIGNED_BYTES if not packing.words else NIBBLES if packing.bits == 4 else BYTES
-    described = (
-        values.data_ptr(), kind, stored * 4 if packing.words else stored, packing.group, block,
-        scale.data_ptr(), TYPES[scale.dtype], None if zero is None else zero.data_ptr(),
-        NO_ZEROS if zero is None else PACKED_ZEROS if packing.words else BYTE_ZEROS,
-    )  # fmt: skip
     if rows > MOST_ROWS:
         return _tiles(build, x, out, described, bias)
     y = x.new_empty((*outer, out))
@@ -99,6 +92,23 @@ def _packed(build: Kernels, x: Tensor, weight: Any, packing: Packing, bias: Tens
     if status:
         raise OutsizeError("no memory for a row of activations", need=f"{rows} x {inputs}")
     return y
+
+
+def _describe(weight: Any, packing: Packing) -> tuple[int, int, tuple[Any, ...]]:
+    """Outputs, inputs, and the weight as the kernels want to be told of it; nothing for what they do not know."""
+    values, scale, zero = weight.values, weight.scale, weight.zero_point
+    out, stored = values.shape
+    inputs = int(weight.shape[-1])
+    block = block_of(packing.group, inputs)
+    wide = (inputs * packing.bits + 31) // 32 if packing.words else inputs
+    if not block or stored != wide or scale.dtype not in TYPES or not _within_reach(values, scale, zero):
+        return out, inputs, ()
+    kind = SIGNED_BYTES if not packing.words else NIBBLES if packing.bits == 4 else BYTES
+    return out, inputs, (
+        values.data_ptr(), kind, stored * 4 if packing.words else stored, packing.group, block,
+        scale.data_ptr(), TYPES[scale.dtype], None if zero is None else zero.data_ptr(),
+        NO_ZEROS if zero is None else PACKED_ZEROS if packing.words else BYTE_ZEROS,
+    )  # fmt: skip
 
 
 def largest(bits: int, activations: torch.dtype) -> int:

@@ -41,6 +41,7 @@ class PackedWeight(torch.Tensor):
     scale: torch.Tensor  # [out, groups]
     zero_point: torch.Tensor | None  # int32 words [ceil(out * bits / 32), groups], or int8 [out, groups]
     packing: Packing
+    described: tuple[int, int, tuple[Any, ...]] | None  # to the kernels, once they have asked
 
     @staticmethod
     def __new__(
@@ -54,6 +55,7 @@ class PackedWeight(torch.Tensor):
         """The weight of that shape. Nothing is copied."""
         made: PackedWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=scale.dtype, device=values.device)
         made.values, made.scale, made.zero_point, made.packing = values, scale, zero_point, packing
+        made.described = None
         return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]

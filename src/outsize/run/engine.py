@@ -12,9 +12,11 @@ from outsize.errors import DoesNotFit, UsageError
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.facts.sizes import format_size
+from outsize.kernels.norms import replace_in
 from outsize.planning.dataset import DatasetPrediction, predict_shapes
 from outsize.planning.plan import Plan
 from outsize.run.dataset import DatasetProgress, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
+from outsize.run.room_cache import give_room
 from outsize.run.sweep import Sweep
 from outsize.store.direct_files import Files
 
@@ -46,7 +48,11 @@ class Engine:
         self._files = files
         self._underway = False  # a dataset
         self._began = time.monotonic()
-        self._guard = sweep.model.register_forward_pre_hook(self._check_room, with_kwargs=True)
+        self._give_norms_back = replace_in(sweep.model)
+        self._hooks = [
+            sweep.model.register_forward_pre_hook(hook, with_kwargs=True)
+            for hook in (self._check_room, self._give_room)
+        ]
 
     @property
     def stats(self) -> Stats:
@@ -134,7 +140,9 @@ class Engine:
 
     def close(self) -> None:
         """Ends the threads and frees the memory. The model cannot be used afterwards. A second close does nothing."""
-        self._guard.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._give_norms_back()
         self._sweep.close()
         self._files.close()
 
@@ -162,6 +170,15 @@ class Engine:
                 remedy=f"load the model with context={length} and batch={batch}",
                 shortfall_bytes=need - have,
             )
+
+    def _give_room(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Lets a new cache take its room at once: for the context, or for as many tokens of more sequences as fit."""
+        inputs = _inputs(args, kwargs)
+        if inputs is None or kwargs.get("past_key_values") is None:
+            return
+        request = self.plan.request
+        planned = min(request.context, request.context * request.batch // max(inputs.shape[0], 1))
+        give_room(kwargs["past_key_values"], self._sweep.passage.tokens or planned)
 
 
 def _inputs(args: Any, kwargs: dict[str, Any]) -> Any:

@@ -93,13 +93,14 @@ INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int
 }
 
 #include "packed.h"
+#include "norm.h"
 #include "plain.h"
 
-const struct build outsize_avx2 = {widen, plain, quantise, packed, dequantise};
+const struct build outsize_avx2 = {widen, plain, quantise, packed, dequantise, normalise};
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 #else
-const struct build outsize_avx2 = {0, 0, 0, 0, 0};
+const struct build outsize_avx2 = {0, 0, 0, 0, 0, 0};
 #endif

@@ -15,13 +15,14 @@
 #include "vectors512.h"
 
 #include "packed.h"
+#include "norm.h"
 #include "plain.h"
 
-const struct build outsize_avx512 = {widen, plain, quantise, packed, dequantise};
+const struct build outsize_avx512 = {widen, plain, quantise, packed, dequantise, normalise};
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 #else
-const struct build outsize_avx512 = {0, 0, 0, 0, 0};
+const struct build outsize_avx512 = {0, 0, 0, 0, 0, 0};
 #endif

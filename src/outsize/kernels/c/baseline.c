@@ -70,6 +70,7 @@ INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int
 }
 
 #include "packed.h"
+#include "norm.h"
 #include "plain.h"
 
-const struct build outsize_baseline = {widen, plain, quantise, packed, dequantise};
+const struct build outsize_baseline = {widen, plain, quantise, packed, dequantise, normalise};

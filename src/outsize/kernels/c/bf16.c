@@ -15,6 +15,7 @@
 #include "vectors512.h"
 
 #include "dequantise.h"
+#include "norm.h"
 #include "plain.h"
 
 enum { PAIRED = 32 }; /* bf16 numbers of a vector */
@@ -83,11 +84,11 @@ static void plain_or_bf16(const struct call *c, int64_t first, int64_t last) {
     }
 }
 
-const struct build outsize_bf16 = {widen_or_pad, plain_or_bf16, outsize_quantise_vnni, outsize_packed_vnni, dequantise};
+const struct build outsize_bf16 = {widen_or_pad, plain_or_bf16, outsize_quantise_vnni, outsize_packed_vnni, dequantise, normalise};
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 #else
-const struct build outsize_bf16 = {0, 0, 0, 0, 0};
+const struct build outsize_bf16 = {0, 0, 0, 0, 0, 0};
 #endif

@@ -196,3 +196,23 @@ EXPORT void outsize_dequantise(int build, int threads, int64_t in, int64_t first
     struct call c = {.in = in, .out = last, .first = first, .x_type = y_type, .packed = &w, .y = y};
     share(&pool, threads, builds[build]->dequantise, &c, last - first, 1);
 }
+
+enum { NORMALISED_BY_ALL = 1 << 16 }; /* numbers: fewer are done by the calling thread sooner than a team is woken */
+
+struct normalising {
+    const struct norm *norm;
+    void (*normalise)(const struct norm *, int64_t, int64_t);
+};
+
+static void some_rows(void *argument, int64_t me, int64_t all) {
+    const struct normalising *n = argument;
+    n->normalise(n->norm, n->norm->rows * me / all, n->norm->rows * (me + 1) / all);
+}
+
+/* See struct norm. */
+EXPORT void outsize_norm(int build, int threads, int64_t rows, int64_t width, const void *x, const void *weight, void *y,
+                         int type, float eps, int kind) {
+    const struct norm norm = {rows, width, x, weight, y, eps, type, kind};
+    struct normalising n = {&norm, builds[build]->normalise};
+    outsize_team(rows * width < NORMALISED_BY_ALL ? 1 : threads, some_rows, &n);
+}

@@ -9,7 +9,7 @@
 #ifndef INLINE /* sanitizers are built without, in a fifth of the time */
 #define INLINE static inline __attribute__((always_inline))
 #endif
-#define ABI 2
+#define ABI 3
 
 enum { BF16 = 0, FP16 = 1, FP32 = 2 };              /* types of activations, plain weights and scales */
 enum { NIBBLES = 0, BYTES = 1, SIGNED_BYTES = 2 };  /* stored values: value + 8, value + 128, value */
@@ -63,6 +63,18 @@ struct call {
     struct rows quantised[MOST_ROWS]; /* scratch: one per group of rows */
 };
 
+/* A normalisation: y [rows, width] = x / sqrt(mean(x * x) + eps) times the weight [width], all of one type. How the weight
+ * is multiplied with, see norms.py: ROUNDED, behind a rounding; EXACT, before it; ONE_MORE, one added, before it. */
+enum { ROUNDED = 0, EXACT = 1, ONE_MORE = 2 };
+
+struct norm {
+    int64_t rows, width;
+    const void *x, *weight;
+    void *y;
+    float eps;
+    int type, kind;
+};
+
 /* work(argument, i, n) for each i of 0 .. n, on as many threads, `threads` at most; returns n. */
 int64_t outsize_team(int threads, void (*work)(void *, int64_t, int64_t), void *argument);
 
@@ -73,6 +85,7 @@ struct build {
     void (*quantise)(const struct call *, int64_t first_block, int64_t last_block);
     void (*packed)(const struct call *, int64_t first_out, int64_t last_out);
     void (*dequantise)(const struct call *, int64_t first_row, int64_t last_row);
+    void (*normalise)(const struct norm *, int64_t first_row, int64_t last_row);
 };
 
 extern const struct build outsize_baseline;

@@ -15,16 +15,17 @@
 #include "vectors512.h"
 
 #include "packed.h"
+#include "norm.h"
 #include "plain.h"
 
 void outsize_quantise_vnni(const struct call *c, int64_t first, int64_t last) { quantise(c, first, last); }
 void outsize_packed_vnni(const struct call *c, int64_t first, int64_t last) { packed(c, first, last); }
 
-const struct build outsize_vnni = {widen, plain, quantise, packed, dequantise};
+const struct build outsize_vnni = {widen, plain, quantise, packed, dequantise, normalise};
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 #else
-const struct build outsize_vnni = {0, 0, 0, 0, 0};
+const struct build outsize_vnni = {0, 0, 0, 0, 0, 0};
 #endif
