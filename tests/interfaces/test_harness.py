@@ -12,8 +12,8 @@ import pytest
 import torch
 from interfaces.harness_models import ROOT, TASKS, TEMPLATE, bundled, poisoned, small
 
-from outsize.errors import OutsizeError, UsageError
-from outsize.interfaces.harness.work import PLANNED_RESIDENT, beside_others, resident_bytes
+from outsize.errors import DoesNotFit, OutsizeError, UsageError
+from outsize.interfaces.harness.work import beside
 from outsize.run.dataset_opening import Limits
 
 LIMIT = 12
@@ -241,9 +241,8 @@ def test_the_harness_makes_it_by_name(model: Any) -> None:
 def test_a_budget_is_for_the_harness_too(model: Any) -> None:
     with pytest.raises(UsageError, match="1 to 256 tokens"):
         ours(model.folder.path, max_length=257)
-    limits = Limits(ram="2GiB", batch=3)
-    assert beside_others(limits, PLANNED_RESIDENT // 2) == Limits(ram=2 << 30, batch=3)
-    assert beside_others(limits, PLANNED_RESIDENT + (1 << 30)) == Limits(ram=1 << 30, batch=3)
-    assert beside_others(limits, 1 << 40).ram == 1
-    assert beside_others(Limits(), 1 << 40) == Limits()
-    assert 50 << 20 < resident_bytes() < 64 << 30
+    assert beside(Limits(ram="2GiB", batch=3), 1 << 30) == Limits(ram=1 << 30, batch=3)
+    assert beside(Limits(ram=5), 1 << 40).ram == 1
+    assert beside(Limits(), 1 << 40) == Limits()
+    with pytest.raises(DoesNotFit, match=r"beside the harness, which holds .* GiB; .* more of ram for the harness"):
+        ours(model.folder.path, ram="300MiB").loglikelihood([request("a", "b")])

@@ -9,8 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from outsize.errors import DoesNotFit
 from outsize.facts.folder import ModelFolder
-from outsize.facts.sizes import parse_size
+from outsize.facts.sizes import format_size, parse_size
 from outsize.interfaces import layer_map, progress
 from outsize.interfaces.dataset_bar import DatasetBar
 from outsize.planning.plan import Weights
@@ -62,9 +63,10 @@ class Work:
         if not requests:
             return
         began = time.monotonic()
-        limits = beside_others(self._limits, resident_bytes())
+        others = max(resident_bytes() - PLANNED_RESIDENT, 0)
+        limits = beside(self._limits, others)
         opening = prepare_dataset(self._folder, self._weights, dataset_of(requests), limits)
-        check_fits(opening.spec, opening.plan)
+        _check_fits(opening, 0 if limits.ram is None else others)
         model: Any = open_model(opening)
         bar = None
         try:
@@ -93,18 +95,34 @@ class Work:
             model.outsize.close()
 
 
-def beside_others(limits: Limits, resident: int) -> Limits:
-    """A budget less what this process holds already and no plan counts: the harness, its libraries and documents."""
+def beside(limits: Limits, others: int) -> Limits:
+    """A budget less the bytes that no plan counts: of the harness, its libraries and documents."""
     if limits.ram is None:
         return limits
     budget = limits.ram if isinstance(limits.ram, int) else parse_size(limits.ram)
-    return replace(limits, ram=max(budget - max(resident - PLANNED_RESIDENT, 0), 1))
+    return replace(limits, ram=max(budget - others, 1))
 
 
 def resident_bytes() -> int:
     """Resident memory of the process: VmRSS of /proc/self/status."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:")), 0)
+
+
+def _check_fits(opening: Opening, others: int) -> None:
+    """Raises DoesNotFit, with a word of the bytes that were taken off the budget."""
+    try:
+        check_fits(opening.spec, opening.plan)
+    except DoesNotFit as error:
+        if not others:
+            raise
+        raise DoesNotFit(
+            f"{error.what} beside the harness, which holds {format_size(others)}",
+            need=error.need,
+            have=error.have,
+            remedy=f"{error.remedy}; and {format_size(others)} more of ram for the harness",
+            shortfall_bytes=error.shortfall_bytes,
+        ) from error
 
 
 def _say(opening: Opening, requests: int, predicted: Any) -> None:
