@@ -190,9 +190,7 @@ def main() -> int:
         have = f"{row['have']:.3f}" if isinstance(row["have"], float) else row["have"]
         print(f"{'met   ' if row['met'] else 'MISSED'} {row['what']}: {have} (wanted {row['want']})")
     if options.out is not None:
-        path = Path(options.out) if options.out else Path(__file__).parent / "results" / report.result_name()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        report.keep(result, options.out)
     print(json.dumps(result))
     return 1 if failed else 0
 

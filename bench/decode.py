@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
+import report
 import resident
 from report import machine
 
@@ -42,8 +42,8 @@ def main() -> int:
         print(f"{'met   ' if have >= want else 'MISSED'} {what}: {have:.2f} (wanted >= {want:.2f})")
     result = {"schema": 1, "benchmark": "decode", "shape": options.shape, "machine": machine(), "rows": rows}
     result["checks"] = [{"what": what, "want": want, "have": have} for what, want, have in checks]
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    if options.out is not None:
+        report.keep(result, options.out)
     print(json.dumps(result))
     return 1 if any(row["failure"] for row in rows) else 0
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import physical
+import report
 import resident
 from report import machine
 
@@ -48,8 +48,8 @@ def main() -> int:
         print(f"{met} {row['what']}: {row['have']:.2f} (wanted >= {row['want']:.2f})")
     result = {"schema": 1, "benchmark": "prefill", "shape": options.shape, "machine": machine(), "rows": rows}
     result |= {"checks": checks, "matmul_flops": rate}
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    if options.out is not None:
+        report.keep(result, options.out)
     print(json.dumps(result))
     return 1 if any(row["failure"] for row in rows) else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import re
@@ -42,6 +43,18 @@ def result_name() -> str:
     facts = machine()
     slug = re.sub(r"[^a-z0-9]+", "-", f"{facts['cpu']} {facts['cores']} cores".lower()).strip("-")
     return f"{datetime.date.today().isoformat()}-{slug}.json"
+
+
+def keep(result: dict[str, Any], out: str) -> None:
+    """Writes a result to the file ``out``; where that is "", behind the others of today and this machine."""
+    if out:
+        Path(out).write_text(json.dumps(result, indent=1) + "\n")
+        return
+    path = Path(__file__).parent / "results" / result_name()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.exists() else {"schema": 1, "runs": []}
+    kept["runs"].append(result)
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def summary(runs: Sequence[Run], stored: int) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=checkpoints.default_folder(), help="where the checkpoints are")
     parser.add_argument("--shape", default=SHAPE)
-    parser.add_argument("--out", help="write the JSON there, too")
+    parser.add_argument("--out", nargs="?", const="", help="keep the JSON, in bench/results/ by default")
     return parser
 
 

@@ -28,7 +28,6 @@ import report
 from engines import Engine, Run
 from report import GIB
 
-_AUTOMATIC = "automatic"
 _HEADROOM = 64 << 20  # between outsize's budget and the limit; cached files of the interpreter are given back
 
 
@@ -150,7 +149,7 @@ def main() -> int:
     keeping.add_argument("--keep", action="store_true", help="leave the checkpoints for the next time (the default)")
     keeping.add_argument("--clean", action="store_true", help="delete the checkpoints afterwards")
     parser.add_argument(
-        "--out", nargs="?", const=_AUTOMATIC, help="write the JSON, to bench/results/<date>-<machine>.json by default"
+        "--out", nargs="?", const="", help="write the JSON, to bench/results/<date>-<machine>.json by default"
     )
     arguments = parser.parse_args()
     variant = SMALL if arguments.small else FULL
@@ -184,14 +183,8 @@ def main() -> int:
     print(report.table(figures))
     for row in verdicts:
         print(said(row))
-    if arguments.out:
-        path = (
-            Path(__file__).parent / "results" / report.result_name()
-            if arguments.out == _AUTOMATIC
-            else Path(arguments.out)
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.out is not None:
+        report.keep(result, arguments.out)
     if arguments.clean:
         for engine in chosen:
             checkpoints.remove(engine.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from outsize.run.scheduler import Job, Scheduler
 from outsize.run.sweep import Sweep
 
 
-class Work:
+class Work(ABC):
     """The part that scoring and generating have in common. ``results`` yields each as it is ready.
 
     ``errors``: of each request, why it cannot be computed, or "".
@@ -40,21 +41,21 @@ class Work:
         """The micro-batches in the order in which they begin."""
         return [batch.shape for group in self.groups for batch in group]
 
+    @abstractmethod
     def refused(self) -> Iterator[Any]:
         """Results of requests that are not computed at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, batch: Batch) -> Any:
         """What a micro-batch's job does; in a greenlet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, batch: Batch, value: Any) -> Iterator[Any]:
         """Results that a micro-batch completes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, row: Row, error: str) -> Iterator[Any]:
         """Results of a row that failed alone."""
-        raise NotImplementedError
 
     def results(self) -> Iterator[Any]:
         """Computes, and yields a result for each request. Raises OutsizeError for what concerns all."""
