@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator, Sequence
 
+import pytest
+
+from outsize.planning import prefixes
 from outsize.planning.prefixes import DEEPEST, LEAST_SAVED, Prefix, find_prefixes
+
+Tokens = tuple[int, ...]
 
 
 def test_what_many_begin_with_and_what_some_of_them_do() -> None:
@@ -42,13 +49,41 @@ def test_beginnings_within_beginnings_have_an_end() -> None:
     assert all(len(rows[i]) > p.length for p in found for i in p.rows)
 
 
-def test_shared_tokens_are_equal_tokens() -> None:
-    rng = random.Random(3)
-    rows = [tuple(rng.randrange(2) for _ in range(rng.randrange(5, 60))) for _ in range(200)]
-    rows = [(*(5,) * rng.choice((0, 20, 30)), *row) for row in rows]
-    for prefix in find_prefixes(rows, [len(row) - 1 for row in rows], levels=2):
-        assert len({rows[i][: prefix.length] for i in prefix.rows}) == 1
-        for inner in prefix.inner:
-            assert inner.length > prefix.length
-            assert set(inner.rows) < set(prefix.rows)
-            assert len({rows[i][: inner.length] for i in inner.rows}) == 1
+def within(found: Sequence[Prefix], depth: int = 1) -> Iterator[tuple[Prefix, int]]:
+    """Every prefix, and how many it lies within, itself included."""
+    for prefix in found:
+        yield prefix, depth
+        yield from within(prefix.inner, depth + 1)
+
+
+def saved(chosen: Sequence[Tokens], sequences: Sequence[Tokens], levels: int) -> int:
+    """Tokens that need not be computed where all of ``chosen`` are computed apart; -1 for too many in each other."""
+    total = 0
+    for prefix in chosen:
+        outer = [other for other in chosen if other == prefix[: len(other)] and other != prefix]
+        if len(outer) >= levels:
+            return -1
+        sharing = sum(len(s) > len(prefix) and s[: len(prefix)] == prefix for s in sequences)
+        total += (sharing - 1) * (len(prefix) - max(map(len, outer), default=0)) - prefixes.LEAST_SAVED
+    return total
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_no_other_prefixes_save_more(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "LEAST_SAVED", 2)
+    rng = random.Random(levels)
+    for _ in range(40):
+        sequences = [tuple(rng.randrange(2) for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(2, 5))]
+        found = find_prefixes(sequences, [len(s) - 1 for s in sequences], levels)
+        chosen = []
+        for prefix, _ in within(found):
+            (shared,) = {sequences[i][: prefix.length] for i in prefix.rows}
+            assert len(prefix.rows) == len(set(prefix.rows)) > 1
+            assert all(len(sequences[i]) > prefix.length for i in prefix.rows)
+            assert all(inner.length > prefix.length and set(inner.rows) < {*prefix.rows} for inner in prefix.inner)
+            chosen.append(shared)
+        every = {s[:n] for s in sequences for n in range(1, len(s))}
+        shared = [p for p in every if sum(len(s) > len(p) and s[: len(p)] == p for s in sequences) > 1]
+        subsets = itertools.product((False, True), repeat=len(shared))
+        best = max(saved(list(itertools.compress(shared, some)), sequences, levels) for some in subsets)
+        assert saved(chosen, sequences, levels) == best
