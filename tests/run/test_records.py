@@ -72,8 +72,24 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_records(str(tmp_path / "none.jsonl"), wanted=["prompt"])
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_records(str(tmp_path), wanted=["prompt"])
+
+
+def test_a_dataset_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the library itself, which knows JSON, CSV and Parquet, splits and compression."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    (folder / "test.csv").write_text("id,question\n7,one?\nb,two?\n")
+    (folder / "train.csv").write_text("id,question\nc,three?\n")
+    records = read_records(str(folder), wanted=["prompt"], columns={"prompt": "question"})
+    assert [(record.id, dict(record.fields), record.error) for record in records] == [
+        ("7", {"prompt": "one?"}, ""),
+        ("b", {"prompt": "two?"}, ""),
+    ]
+    assert [record.id for record in read_records(str(folder), split="train")] == ["c"]
+    with pytest.raises(OutsizeError, match="neither a file nor a dataset that can be had"):
+        read_records(str(folder), split="nowhere")
 
 
 def test_datasets_of_the_hub_need_a_package(monkeypatch: pytest.MonkeyPatch) -> None:

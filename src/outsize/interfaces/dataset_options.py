@@ -14,10 +14,12 @@ from outsize.run.records import STANDARD_INPUT, Record, read_records
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """DATA, and where the results go."""
-    parser.add_argument("data", metavar="DATA", help="a JSONL file, - for standard input, or a dataset on the hub")
+    parser.add_argument(
+        "data", metavar="DATA", help="a JSONL file, - for standard input, or a dataset on the hub or in a folder"
+    )
     add_results(parser, "append results to a file (default: standard output)")
-    parser.add_argument("--split", default="test", metavar="NAME", help="of a dataset on the hub (default: test)")
-    parser.add_argument("--config", metavar="NAME", help="of a dataset on the hub")
+    parser.add_argument("--split", default="test", metavar="NAME", help="of such a dataset (default: test)")
+    parser.add_argument("--config", metavar="NAME", help="of such a dataset")
     parser.add_argument("--fields", metavar="NAME=COLUMN[,...]", help="other names of fields in DATA, e.g. prompt=text")
 
 

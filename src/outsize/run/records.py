@@ -76,7 +76,7 @@ def read_records(
     config: str | None = None,
     split: str = "test",
 ) -> list[Record]:
-    """All lines of a file, of standard input (``-``) or of a dataset of the hub; empty ones are none.
+    """All lines of a file, of standard input (``-``) or of a dataset of the hub or in a folder; empty ones are none.
 
     ``wanted``: the fields that each must have, and then has alone; None leaves all lines as they are. ``columns``:
     other names that they have there. ``config`` and ``split`` are a hub dataset's. Raises UsageError for data that
@@ -85,6 +85,8 @@ def read_records(
     path = Path(data).expanduser()
     if data == STANDARD_INPUT:
         found = list(_parse(sys.stdin.buffer))
+    elif path.is_dir():
+        found = list(_from_library(str(path.resolve()), config, split))
     elif path.exists() or data.endswith((".jsonl", ".json")) or data.startswith((".", "/", "~")):
         try:
             with path.open("rb") as file:
@@ -92,7 +94,7 @@ def read_records(
         except OSError as error:
             raise UsageError(f"{data} cannot be read: {error.strerror}") from error
     else:
-        found = list(_from_hub(data, config, split))
+        found = list(_from_library(data, config, split))
     return found if wanted is None else list(_checked(found, wanted, columns or {}))
 
 
@@ -142,12 +144,12 @@ def _checked(records: Iterable[Record], wanted: Sequence[str], columns: Mapping[
         yield checked
 
 
-def _from_hub(name: str, config: str | None, split: str) -> Iterator[Record]:
+def _from_library(name: str, config: str | None, split: str) -> Iterator[Record]:
     try:
         import datasets
     except ImportError:
         raise UsageError(
-            f"{name}: there is no such file, and datasets of the hub need the package datasets",
+            f"{name}: there is no such file, and datasets of the hub or in a folder need the package datasets",
             remedy="pip install 'outsize[datasets]'",
         ) from None
     try:
