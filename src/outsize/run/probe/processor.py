@@ -72,11 +72,19 @@ class Bench:
             return median_rate(sum(_nbytes(w) for w in weights), one_pass)
 
     def flop_rate(self, key: str) -> float:
-        """Floating-point operations per second of ``F.linear`` with 512 rows."""
-        weight = self._weights(key)[0]
-        rows = torch.rand(PREFILL_ROWS, weight.shape[1]).to(weight.dtype)  # [rows, in]
+        """Floating-point operations per second of ``F.linear`` with 512 rows, over matrices of all shapes in turn.
+
+        One matrix alone would lie in a cache: a block's never do.
+        """
+        weights = self._weights(key)[: len(SHAPES)]
+        rows = {w.shape[1]: torch.rand(PREFILL_ROWS, w.shape[1]).to(w.dtype) for w in weights}  # [rows, in]
+
+        def one_pass() -> None:
+            for weight in weights:
+                functional.linear(rows[weight.shape[1]], weight)
+
         with torch.inference_mode():
-            return median_rate(2.0 * PREFILL_ROWS * weight.numel(), lambda: functional.linear(rows, weight))
+            return median_rate(sum(2.0 * PREFILL_ROWS * w.numel() for w in weights), one_pass)
 
     def _weights(self, key: str) -> list[torch.Tensor]:
         """Matrices of a block's shapes one after the other, with ordinary numbers: odd ones are slow to multiply.
