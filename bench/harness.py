@@ -94,14 +94,14 @@ def checks(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 both = figures["metrics"].get(name)
                 if both:
                     have, want = both["outsize"], both["hf"]
-                    rows.append({"what": f"{where}: {task}, {name}", "want": want, "have": have, "met": have == want})
+                    rows.append({"what": f"{where}: {task}, {name}", "want": want, "have": have, "met": bool(have == want)})
             off = figures.get("largest_difference")
             if off is not None:
                 what = f"{where}: {task}, largest difference of a log-likelihood"
-                rows.append({"what": what, "want": f"<= {WITHIN}", "have": off, "met": off <= WITHIN})
+                rows.append({"what": what, "want": f"<= {WITHIN}", "have": off, "met": bool(off <= WITHIN)})
             others = figures.get("others", {"different": 0})["different"]
             what = f"{where}: {task}, texts and greedy flags that differ"
-            rows.append({"what": what, "want": 0, "have": others, "met": others == 0})
+            rows.append({"what": what, "want": 0, "have": others, "met": bool(others == 0)})
     return rows
 
 
