@@ -78,6 +78,20 @@ def test_a_sweep_is_never_faster_than_its_bytes():
     assert found.seconds == pytest.approx(50 * plan.predicted.token_s, rel=0.2)
 
 
+def test_the_first_step_computes_prompts_and_every_other_one_token_of_each():
+    here, plan = planned()  # resident: what is computed is all that takes time
+
+    def seconds(shape):
+        return predict_shapes(SPEC, here, plan, [shape], loaded=True).seconds
+
+    first = seconds(Shape(4, 100, new_tokens=1, cached=True))
+    step = seconds(Shape(4, 1, past=102, scored=4))  # in the middle of five
+    assert first == pytest.approx(seconds(Shape(4, 100, scored=4)))
+    assert first > 2 * step
+    assert seconds(Shape(4, 100, new_tokens=5, cached=True)) == pytest.approx(first + 4 * step)
+    assert seconds(Shape(4, 100, scored=400)) > 1.01 * seconds(Shape(4, 100, scored=4))
+
+
 def test_two_stacks_and_compact_weights():
     spec = encoder_decoder()
     here, plan = planned(spec, weights=0)

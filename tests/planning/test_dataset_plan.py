@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from planning.shapes import GIB, MIB, decoder, machine
 
-from outsize.facts.model import WorkspaceSpec
+from outsize.facts.machine import Machine
+from outsize.facts.model import ModelSpec, WorkspaceSpec
+from outsize.planning import dataset_plan
 from outsize.planning.dataset import Dataset, DatasetPrediction, predict_dataset
 from outsize.planning.dataset_plan import choose_for_dataset, plan_dataset
-from outsize.planning.plan import Request
+from outsize.planning.plan import Plan, Request, Weights
 from outsize.planning.planner import plan_one
 
 MEASURED = WorkspaceSpec(base=0, linear=40 * 512, square=0.0)
@@ -33,11 +36,19 @@ def test_memory_is_kept_for_as_many_sequences_as_makes_the_whole_fastest() -> No
     assert found == each[plan.request.batch]
 
 
-def test_where_everything_fits_nothing_is_taken_from_anybody() -> None:
+def test_where_everything_fits_nothing_is_taken_from_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def counted(spec: ModelSpec, machine: Machine, request: Request, weights: Weights) -> Plan:
+        tried.append(request.batch)
+        return plan_one(spec, machine, request, weights)
+
+    monkeypatch.setattr(dataset_plan, "plan_one", counted)
     here = machine(8 * GIB)
     plan, found = plan_dataset(SPEC, here, request(), "native", DATA)
     assert plan.request.batch == 1
     assert found.micro_batches > 0
+    assert tried == [1, 2, 4]  # two that are no better, and no more
 
 
 def test_one_sequence_is_one_plan() -> None:

@@ -33,8 +33,9 @@ def plan_of(spec, *, weights=None, gpus=(), **request):
     return plan_one(spec, machine(8 * GIB, *(gpu(i, size, emulated=True) for i, size in enumerate(gpus))), asked)
 
 
-def test_room_is_what_weights_ring_and_process_leave():
-    plan = plan_of(SPEC, weights=2 * MIB)
+@pytest.mark.parametrize("weights", [0, 2 * MIB])  # with rows of an embedding that are kept, and without
+def test_room_is_what_weights_ring_and_process_leave(weights):
+    plan = plan_of(SPEC, weights=weights)
     usage = plan.usage["ram"]
     rest = usage.weights_bytes + usage.ring_bytes + footprint.ram_overhead_bytes(SPEC, machine(8 * GIB), 0)
     ((tier, room),) = room_of(SPEC, plan).tiers
@@ -47,6 +48,15 @@ def test_room_is_what_weights_ring_and_process_leave():
 def test_rows_of_an_embedding_on_disk_are_kept():
     assert kept_rows_bytes(plan_of(SPEC, weights=0)) == SPEC.modules[0].runtime_bytes
     assert kept_rows_bytes(plan_of(SPEC)) == 0
+
+
+def test_rows_that_are_kept_leave_room():
+    large = decoder(blocks=6, hidden=256, vocab=200_000)  # an embedding of 98 MiB
+    plan = plan_of(large, weights=0)
+    assert kept_rows_bytes(plan) == 64 * MIB
+    tight = plan_of(large, weights=0, ram_budget=plan.usage["ram"].total_bytes + 40 * MIB)
+    usage = tight.usage["ram"]
+    assert kept_rows_bytes(tight) == (40 * MIB + usage.kv_bytes + usage.workspace_bytes) // 8
 
 
 def test_every_tier_that_computes_has_its_room():
