@@ -16,7 +16,7 @@ from outsize.errors import DoesNotFit, OutsizeError, UsageError
 from outsize.interfaces.harness.work import beside
 from outsize.run.dataset_opening import Limits
 
-LIMIT = 12
+LIMIT = 8
 TOLERANCE = 1e-4
 
 
