@@ -15,7 +15,7 @@ from requests_alone import generate_requests, score_requests
 
 import outsize
 from outsize.errors import ModelChanged, OutsizeError, UsageError
-from outsize.planning.microbatch import Burden
+from outsize.planning.microbatch import Burden, Room, Shape
 from outsize.run.dataset import GenerateRequest, ScoreRequest
 from outsize.run.scheduler import Job, Scheduler
 
@@ -80,14 +80,25 @@ def test_a_token_of_each_costs_a_sweep(spilled: Any, monkeypatch: pytest.MonkeyP
 
 def test_those_that_wait_for_room_join_later(spilled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outsize.run.packing.MICRO_BATCH_TOKENS", 32)
-    room = spilled.outsize._scoring(score_requests(40, shared=0)).packer.room
-    small = type(room)(tuple((tier, size // 8) for tier, size in room.tiers))
-    monkeypatch.setattr("outsize.run.packing.room_of", lambda spec, plan: small)
-    few = [ScoreRequest(str(i), (5, 6, 7 + i), ((8, 9),)) for i in range(40)]
-    work = spilled.outsize._scoring(few)
-    monkeypatch.setattr(work, "_fits", lambda burdens: len(burdens) <= 2)
-    monkeypatch.setattr(spilled.outsize, "_scoring", lambda requests: work)
+    few = [ScoreRequest(str(i), (5 + i, 6, 7), ((8, 9),)) for i in range(40)]  # five times eight rows
+    packer = spilled.outsize._scoring(few).packer
+    burden = packer.burden(Shape(8, 4, scored=16))
+    two = Room(tuple((tier, 2 * size + burden.workspace) for tier, size in burden.resting))
+    assert two.fits([burden] * 2)
+    assert not two.fits([burden] * 3)
+    monkeypatch.setattr("outsize.run.packing.room_of", lambda spec, plan: two)
+    before, most = spilled.outsize.stats, []
+    begin = Scheduler._begin
+
+    def counted(self: Scheduler) -> Iterator[Job]:
+        yield from begin(self)
+        most.append(len(self.underway))
+
+    monkeypatch.setattr(Scheduler, "_begin", counted)
     assert len({r.id for r in spilled.outsize.score(few) if not r.error}) == 40
+    after = spilled.outsize.stats
+    assert (after.sweeps - before.sweeps, after.forwards - before.forwards) == (3, 5)
+    assert most == [2, 2, 1]
     assert not busy(spilled)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import ARCHITECTURES, write_checkpoint
-from requests_alone import plain_model, score_requests, scored_alone, spoilt
+from requests_alone import generated_alone, plain_model, score_requests, scored_alone, spoilt
 from run.every_tier import HOMES, load
 
-from outsize.run.dataset import DatasetProgress, ScoreRequest
+from outsize.run.dataset import DatasetProgress, GenerateRequest, ScoreRequest
 
 # Rounding of sums of up to nine log-probabilities, whose logits are some tens in these models.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.15}
@@ -24,11 +24,11 @@ CASES += [("t5", "disk"), ("bart", "ram and disk"), ("t5", "ram"), ("t5", "two G
 @pytest.mark.usefixtures("slow_drive")
 @pytest.mark.parametrize(("name", "home"), CASES)
 def test_as_one_by_one(name: str, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = score_requests()
     write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
+    plain = plain_model(name, tmp_path)
+    requests = [*score_requests(10), *(with_the_likeliest(r, plain) for r in score_requests(4, seed=1))]
     with load(tmp_path, home, monkeypatch, context=64, batch=4) as model:
         results = {r.id: r for r in model.outsize.score(requests)}
-        plain = plain_model(name, tmp_path)
         for request in requests:
             result = results[request.id]
             assert not result.error
@@ -39,6 +39,13 @@ def test_as_one_by_one(name: str, home: str, tmp_path: Path, monkeypatch: pytest
                 want, likeliest = scored_alone(plain, request.context, continuation)
                 assert logprob == pytest.approx(want, abs=TOLERANCE[ARCHITECTURES[name].dtype])
                 assert greedy == likeliest or ARCHITECTURES[name].dtype != torch.float32
+        assert sum(result.greedy[-1] for result in results.values()) >= 3
+
+
+def with_the_likeliest(request: ScoreRequest, plain: Any) -> ScoreRequest:
+    """With one more continuation, which the model itself would choose."""
+    likeliest = generated_alone(plain, GenerateRequest("", request.context, max_new_tokens=3)) or (2,)  # its end
+    return ScoreRequest(f"likely {request.id}", request.context, (*request.continuations, likeliest))
 
 
 def test_the_same_shape_gives_the_same_bits(small: Any) -> None:
