@@ -65,9 +65,27 @@ def test_every_tier_that_computes_has_its_room():
     assert any(tier == "gpu0" for tier, _ in room_of(SPEC, plan).tiers)
 
 
+def test_buffers_and_what_is_unpacked_take_room_on_every_tier():
+    plan = plan_of(SPEC, weights=0, gpus=(6 * MIB,))
+    before = dict(room_of(SPEC, plan).tiers)
+    usage = plan.usage["gpu0"]
+    rest = usage.weights_bytes + usage.ring_bytes + usage.overhead_bytes
+    assert before["gpu0"] == usage.capacity_bytes - rest - SPEC.buffer_bytes
+    more = dict(room_of(replace(SPEC, buffer_bytes=SPEC.buffer_bytes + 5), plan).tiers)
+    unpacked = footprint.unpacked_bytes(SPEC, "int4")
+    packed = dict(room_of(SPEC, replace(plan, weights="int4")).tiers)
+    assert unpacked
+    for tier, size in before.items():
+        assert more[tier] == size - 5
+        assert packed[tier] == size - unpacked
+
+
 def test_one_workspace_and_the_sum_of_what_rests():
     room = Room((("ram", 100), ("gpu0", 50)))
     assert room.fits([Burden((("ram", 30), ("gpu0", 10)), 20)] * 2)
+    several = [Burden((("ram", 30), ("gpu0", 10)), 5), Burden((("ram", 30), ("gpu0", 10)), 30)]
+    assert room.fits(several)  # to the byte
+    assert not room.fits([*several, Burden((("ram", 0), ("gpu0", 1)), 0)])
     assert not room.fits([Burden((("ram", 30), ("gpu0", 10)), 20)] * 3)
     assert not room.fits([Burden((("ram", 0), ("gpu0", 20)), 31)])
     assert room.fits([])
@@ -108,6 +126,9 @@ def test_workspace_is_a_pass_joined_caches_and_logits():
     assert plain == int((2 * peak_bytes(SPEC, 10) + logits) * 1.5)
     behind = workspace_bytes(SPEC, Shape(2, 10, past=20, scored=4))
     assert behind == int((2 * (peak_bytes(SPEC, 10) + 30 * SPEC.blocks[0].cache.per_token) + logits) * 1.5)
+    new = workspace_bytes(SPEC, Shape(2, 10, new_tokens=7, scored=4, cached=True))  # the last token of each row
+    of_two = 2 * 12 * SPEC.vocab_size
+    assert new == int((2 * (peak_bytes(SPEC, 10) + 17 * SPEC.blocks[0].cache.per_token) + of_two) * 1.5)
     many = workspace_bytes(SPEC, Shape(2, 10, scored=10**9))
     assert many <= int((2 * peak_bytes(SPEC, 10) + LOGITS_BYTES) * 1.5)
     assert logit_rows(SPEC) == LOGITS_BYTES // (12 * SPEC.vocab_size)
