@@ -125,14 +125,17 @@ def checks(task: str, found: dict[str, dict[str, Any]], new_tokens: int) -> list
 
 def table(task: str, found: dict[str, dict[str, Any]]) -> str:
     """A line per engine."""
-    lines = [f"{task:10} {'computed':>9} {'s, whole':>10} {'GB, whole':>10} {'sweeps':>7} {'peak GiB':>9}"]
+    heads = f"{'s, whole':>10} {'predicted':>10} {'GB, whole':>10} {'sweeps':>7} {'predicted':>10} {'peak GiB':>9}"
+    lines = [f"{task:12} {'computed':>9} {heads}"]
     for name, figure in found.items():
         if figure["failure"]:
             lines.append(f"{name:10} {figure['failure']}")
             continue
+        said = figure.get("predicted_seconds")
         lines.append(
-            f"{name:10} {figure['share']:>8.0%} {figure['whole']['seconds']:>10.1f}"
-            f" {figure['whole']['disk_bytes'] / 1e9:>10.2f} {figure.get('sweeps', ''):>7}"
+            f"{name:12} {figure['share']:>9.0%} {figure['whole']['seconds']:>10.1f}"
+            f" {'' if said is None else f'{said:.1f}':>10} {figure['whole']['disk_bytes'] / 1e9:>10.2f}"
+            f" {figure.get('sweeps', ''):>7} {figure.get('predicted_sweeps', ''):>10}"
             f" {figure['peak_rss_bytes'] / GIB:>9.2f}"
         )
     return "\n".join(lines)
