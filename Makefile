@@ -14,7 +14,7 @@ demo: $(READY)  ## plan the bundled model on a machine too small for it, then ru
 	.venv/bin/outsize demo
 
 test: $(READY)  ## all tests, and every line of facts/ and planning/ covered
-	.venv/bin/python -m pytest --numprocesses auto --cov --cov-report=
+	.venv/bin/python -m pytest --numprocesses auto --dist loadgroup --cov --cov-report=
 	.venv/bin/coverage report --include='$(PURE)' --fail-under=100 --show-missing --skip-covered
 
 check: $(READY) sanitize  ## format, lint, types, floors, and the kernels under sanitizers

@@ -21,6 +21,8 @@ from interfaces.datasets import arguments, batch_lines, read_lines, score_lines,
 from outsize.interfaces.cli import main
 from outsize.run import journal
 
+pytestmark = pytest.mark.xdist_group("kills")  # one process: one server that has imported all
+
 # A server that has imported all that takes long forks a process for each run: they begin in a moment.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "transformers.models.auto", "transformers.models.llama.modeling_llama"])
