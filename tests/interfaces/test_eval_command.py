@@ -15,9 +15,7 @@ from outsize.interfaces import command_eval
 from outsize.interfaces.cli import main
 from outsize.interfaces.harness import report, tasks
 
-pytestmark = pytest.mark.xdist_group(
-    "harness"
-)  # one process: with tests/interfaces/test_harness.py: lm_eval takes long to import
+pytestmark = pytest.mark.xdist_group("harness")  # one process, for lm_eval takes long to import
 
 HERE = ["--include-path", str(TASKS), "--no-gpu", "--limit", "6"]
 
