@@ -106,5 +106,5 @@ class Generations:
 
 
 def own_seed(seed: int, prompt: Sequence[int], time: int) -> int:
-    """A seed for a prompt and for the how manieth time it is asked, whatever stands beside it."""
+    """A seed for a prompt that was asked ``time`` times before, whatever stands beside it."""
     return int.from_bytes(hashlib.sha256(f"{seed} {time} {list(prompt)}".encode()).digest()[:7])
