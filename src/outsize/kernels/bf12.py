@@ -32,14 +32,14 @@ class Bf12Weight(torch.Tensor):
     stored: Tensor  # uint8 [bf12_bytes(out, in, limit)], from a multiple of 64 bytes
     exceptions: int  # elements that lie in a list of their own
     limit: float
-    addresses: tuple[int, int, int, int]  # of the four parts
+    described: tuple[int, int, int, int, int, int]  # to the kernels: out, in, and where the four parts lie
 
     @staticmethod
     def __new__(cls, shape: tuple[int, int], stored: Tensor, exceptions: int, limit: float) -> Bf12Weight:
         """Around what ``encode`` put into ``stored``. Nothing is copied."""
         made: Bf12Weight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bfloat16)
         made.stored, made.exceptions, made.limit = stored, exceptions, limit
-        made.addresses = _addresses(stored, shape, limit)
+        made.described = (*shape, *_addresses(stored, shape, limit))
         return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
@@ -47,7 +47,7 @@ class Bf12Weight(torch.Tensor):
 
     def expanded(self, first: int = 0, last: int | None = None, into: Tensor | None = None) -> Tensor:
         """Rows first .. last as they were: bfloat16 [last - first, in], in ``into`` if that is given (contiguous)."""
-        out, inputs = self.shape
+        out, inputs, *addresses = self.described
         last = out if last is None else last
         if not 0 <= first <= last <= out:
             raise ValueError(f"rows {first} to {last} of {out}")
@@ -60,7 +60,7 @@ class Bf12Weight(torch.Tensor):
             bf12_twins.expand(bf12_twins.parts_of(self.stored, out, inputs, self.limit), first, last, into)
         else:
             threads = torch.get_num_threads()
-            build.bf12_expand(build.index, threads, first, last, into.data_ptr(), out, inputs, *self.addresses)
+            build.bf12_expand(build.index, threads, first, last, into.data_ptr(), out, inputs, *addresses)
         return into
 
     def untyped_storage(self) -> NoReturn:
@@ -131,7 +131,7 @@ def linear(x: Tensor, weight: Bf12Weight, bias: Tensor | None = None) -> Tensor:
     grads = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if build is None or grads or x.dtype not in TYPES or x.device.type != "cpu" or not x.numel():
         return functional.linear(x, weight.expanded(), bias)
-    out, inputs = weight.shape
+    out, inputs = weight.described[:2]
     if x.shape[-1] != inputs or (bias is not None and bias.shape != (out,)):
         raise ValueError(f"{tuple(x.shape)} times a weight of {(out, inputs)}")
     x, bias = x.contiguous(), None if bias is None else bias.to(x.dtype).contiguous()
@@ -142,19 +142,18 @@ def linear(x: Tensor, weight: Bf12Weight, bias: Tensor | None = None) -> Tensor:
 
 
 def _by_kernel(build: Kernels, x: Tensor, rows: int, weight: Bf12Weight, bias: Tensor | None) -> Tensor:
-    out, inputs = weight.shape
-    y = x.new_empty((*x.shape[:-1], out))
+    y = x.new_empty((*x.shape[:-1], weight.described[0]))
     status = build.bf12_linear(
-        build.index, torch.get_num_threads(), rows, x.data_ptr(), TYPES[x.dtype], out, inputs, *weight.addresses,
+        build.index, torch.get_num_threads(), rows, x.data_ptr(), TYPES[x.dtype], *weight.described,
         None if bias is None else bias.data_ptr(), y.data_ptr(),
     )  # fmt: skip
     if status:
-        raise OutsizeError("no memory for a row of activations", need=f"{rows} x {inputs}")
+        raise OutsizeError("no memory for a row of activations", need=f"{rows} x {weight.described[1]}")
     return y
 
 
 def _by_tiles(x: Tensor, weight: Bf12Weight, bias: Tensor | None) -> Tensor:
-    out, inputs = weight.shape
+    out, inputs = weight.described[:2]
     step = max(16, TILE_BYTES // (2 * inputs) // 16 * 16)
     whole = torch.empty(min(step, out), inputs, dtype=torch.bfloat16)
     y = x.new_empty((len(x), out))

@@ -30,6 +30,8 @@ INLINE vector load_floats(const float *x) { return _mm256_loadu_ps(x); }
 INLINE void store_floats(float *to, vector v) { _mm256_storeu_ps(to, v); }
 INLINE vector fused(vector a, vector b, vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 INLINE vector add(vector a, vector b) { return _mm256_add_ps(a, b); }
+INLINE vector without(vector a, vector b) { return _mm256_sub_ps(a, b); }
+INLINE vector multiplied(vector a, vector b) { return _mm256_mul_ps(a, b); }
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0); }
 
 INLINE float sum_of(vector v) {

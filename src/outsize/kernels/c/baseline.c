@@ -35,6 +35,16 @@ INLINE vector add(vector a, vector b) {
     return a;
 }
 
+INLINE vector without(vector a, vector b) {
+    for (int i = 0; i < WIDTH; i++) a.lane[i] -= b.lane[i];
+    return a;
+}
+
+INLINE vector multiplied(vector a, vector b) {
+    for (int i = 0; i < WIDTH; i++) a.lane[i] *= b.lane[i];
+    return a;
+}
+
 INLINE float sum_of(vector v) {
     for (int half = WIDTH / 2; half; half /= 2)
         for (int i = 0; i < half; i++) v.lane[i] += v.lane[i + half];

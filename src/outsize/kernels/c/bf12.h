@@ -39,7 +39,7 @@ struct bf12_call {
     const void *x;
     const void *bias; /* of x's type, or null */
     void *y;          /* of x's type */
-    float *ordered;   /* scratch: x in the order of decode_group [rows, groups * 128] */
+    void *ordered;    /* scratch: x as the build's `order` leaves it [rows, groups * 128], 4 bytes each at most */
     int64_t rows;
     int type;
 };
@@ -59,6 +59,7 @@ struct bf12_build {
 extern const struct bf12_build outsize_bf12_baseline;
 extern const struct bf12_build outsize_bf12_avx2;
 extern const struct bf12_build outsize_bf12_avx512;
+extern const struct bf12_build outsize_bf12_bf16;
 
 /* Where element i of a group has its byte, within its 64. */
 INLINE int place_of(int i) { return (i & 24) * 2 + ((i & 32) >> 2) + (i & 7); }
@@ -72,6 +73,10 @@ INLINE unsigned pair_of(unsigned base, unsigned k) {
 INLINE uint16_t element_of(const uint8_t *group, uint8_t base, int i) {
     unsigned code = (group[GROUP + place_of(i)] >> (i >> 6) * 4) & 15;
     return (uint16_t)((code & 8) << 12 | pair_of(base, code & 7) << 8 | group[(i & 64) + place_of(i)]);
+}
+
+INLINE void prefetch_group(const uint8_t *group) {
+    for (int line = 0; line < 3; line++) __builtin_prefetch((const void *)((uintptr_t)group + 64 * line));
 }
 
 #endif

@@ -1,6 +1,5 @@
 /* bf12 in vectors of 512 bits; for the builds vnni and bf16 too. */
 #include "bf12.h"
-#include "bf12_high.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -10,6 +9,8 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #endif
+
+#include "bf12_unpack512.h"
 
 #define WIDTH 16
 #define TILE 4
@@ -59,20 +60,6 @@ INLINE int encode_group(const uint16_t *from, uint8_t *group, uint8_t *base) {
     _mm512_storeu_si512(group + 64, lows[1]);
     _mm512_storeu_si512(group + 128, _mm512_or_si512(codes[0], _mm512_slli_epi16(codes[1], 4)));
     return 1;
-}
-
-/* 128 bfloat16, in order. */
-INLINE void unpack_group(const uint8_t *group, uint8_t base, __m512i values[4]) {
-    const __m512i nibble = _mm512_set1_epi8(15);
-    __m512i table = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)high_bytes[base]));
-    __m512i codes = _mm512_loadu_si512(group + 128), low = _mm512_loadu_si512(group);
-    __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, nibble));
-    values[0] = _mm512_unpacklo_epi8(low, high);
-    values[1] = _mm512_unpackhi_epi8(low, high);
-    low = _mm512_loadu_si512(group + 64);
-    high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble));
-    values[2] = _mm512_unpacklo_epi8(low, high);
-    values[3] = _mm512_unpackhi_epi8(low, high);
 }
 
 INLINE void expand_group(const uint8_t *group, uint8_t base, uint16_t *to) {

@@ -6,11 +6,11 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { ENCODED_AT_ONCE = 16, WORK_AT_ONCE = 1 << 18 /* elements of weights; whole tiles of rows */ };
+enum { ENCODED_AT_ONCE = 16 };
 
 /* In the order of the builds in entry.c. */
 static const struct bf12_build *const builds[] = {
-    &outsize_bf12_baseline, &outsize_bf12_avx2, &outsize_bf12_avx512, &outsize_bf12_avx512, &outsize_bf12_avx512,
+    &outsize_bf12_baseline, &outsize_bf12_avx2, &outsize_bf12_avx512, &outsize_bf12_avx512, &outsize_bf12_bf16,
 };
 
 /* ---- encode ---- */
@@ -94,7 +94,7 @@ static void work_part(void *argument, int64_t me, int64_t all) {
 }
 
 static void share(struct work *w, int threads) {
-    w->step = (WORK_AT_ONCE / (w->weight->groups * GROUP) + 4) & ~(int64_t)3;
+    w->step = outsize_rows_at_once(w->last - w->first, threads);
     atomic_init(&w->next, w->first);
     outsize_team(threads, work_part, w);
 }
@@ -116,7 +116,7 @@ EXPORT int outsize_bf12_linear(int build, int threads, int64_t rows, const void 
     struct work w = {.build = builds[build], .weight = &weight, .call = &call, .last = out};
     void *scratch = malloc((size_t)(rows * weight.groups * GROUP) * sizeof(float) + 64);
     if (!scratch) return -2;
-    call.ordered = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    call.ordered = (void *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
     w.build->order(&call, 0, rows);
     share(&w, threads);
     free(scratch);

@@ -1,4 +1,4 @@
-/* Encoding, expanding and multiplying; a template. The build gives
+/* Encoding, expanding, and multiplying in float; a template. The build gives
  *
  *   WIDTH, vector, zero_vector, fused(w, x, sum), add, sum_of, load_floats    vectors of floats, as for plain.h
  *   TILE                                   weight rows that are multiplied together where x has several rows
@@ -8,17 +8,7 @@
  */
 #include "bf12.h"
 
-enum {
-    VECTORS = GROUP / WIDTH,
-    AHEAD = 24, /* groups that are fetched before they are needed: the hardware's own prefetching stops at every page */
-    /* Groups whose sums are kept apart: 64 numbers in each part, so that long rows err no more than short ones. With
-     * several rows of x, also the width of a tile. */
-    PANEL = WIDTH / 2,
-};
-
-INLINE void prefetch_group(const uint8_t *group) {
-    for (int line = 0; line < 3; line++) __builtin_prefetch((const void *)((uintptr_t)group + 64 * line));
-}
+enum { AHEAD_ALONE = 24 }; /* as AHEAD in bf12_multiply.h, where groups are read one after the other */
 
 /* ---- encode ---- */
 
@@ -90,7 +80,7 @@ static void expand(const struct bf12 *w, uint16_t *to, int64_t first, int64_t la
     for (int64_t row = first; row < last; row++, to += w->in) {
         const uint8_t *group = w->body + row * w->groups * GROUP_BYTES, *base = w->bases + row * w->groups;
         for (int64_t column = 0; column < w->in; column += GROUP, group += GROUP_BYTES, base++) {
-            prefetch_group(group + AHEAD * GROUP_BYTES);
+            prefetch_group(group + AHEAD_ALONE * GROUP_BYTES);
             if (w->in - column >= GROUP) {
                 expand_group(group, *base, to + column);
             } else {
@@ -120,7 +110,7 @@ INLINE void order_row(const void *x, int type, int64_t start, int64_t in, float 
 static void order(const struct bf12_call *c, int64_t first, int64_t last) {
     const int64_t in = c->weight->in, padded = c->weight->groups * GROUP, whole = in & ~(int64_t)31;
     for (int64_t row = first; row < last; row++) {
-        float *to = c->ordered + row * padded;
+        float *to = (float *)c->ordered + row * padded;
         memset(to + whole, 0, (size_t)(padded - whole) * sizeof(float));
         if (c->type == BF16)
             order_row(c->x, BF16, row * in, in, to);
@@ -131,108 +121,10 @@ static void order(const struct bf12_call *c, int64_t first, int64_t last) {
     }
 }
 
-/* One output: what the groups alone gave, the exceptions, the bias, and one rounding. An infinite activation times the
- * zero that stands for an exception is NaN: then the row is summed again, one by one. */
-static void finish_out(const struct bf12_call *c, int64_t row, int64_t out, float sum) {
-    const struct bf12 *w = c->weight;
-    const float *x = c->ordered + row * w->groups * GROUP;
-    uint32_t entry = w->starts[out], last = w->starts[out + 1];
-    for (uint32_t i = entry; i < last; i++)
-        sum += from_bf16((uint16_t)w->entries[i]) * x[position_of(w->entries[i] >> 16)];
-    if (sum != sum && entry < last) {
-        sum = 0;
-        for (int64_t i = 0; i < w->in; i++) {
-            const int64_t group = out * w->groups + i / GROUP;
-            uint16_t bits = element_of(w->body + group * GROUP_BYTES, w->bases[group], (int)(i % GROUP));
-            if (entry < last && w->entries[entry] >> 16 == i) bits = (uint16_t)w->entries[entry++];
-            sum += from_bf16(bits) * x[position_of(i)];
-        }
-    }
-    if (c->bias) sum += load_one(c->bias, c->type, out);
-    store_one(c->y, c->type, row * w->out + out, sum);
-}
+typedef float number;
+typedef vector value;
 
-static void multiply_one(const struct bf12_call *c, int64_t first, int64_t last) {
-    const struct bf12 *w = c->weight;
-    for (int64_t out = first; out < last; out++) {
-        const uint8_t *group = w->body + out * w->groups * GROUP_BYTES, *base = w->bases + out * w->groups;
-        vector total = zero_vector();
-        for (int64_t panel = 0; panel < w->groups; panel += PANEL) {
-            const int64_t end = w->groups - panel < PANEL ? w->groups : panel + PANEL;
-            vector values[VECTORS], sums[4];
-            for (int i = 0; i < 4; i++) sums[i] = zero_vector();
-            for (int64_t g = panel; g < end; g++, group += GROUP_BYTES) {
-                prefetch_group(group + AHEAD * GROUP_BYTES);
-                decode_group(group, base[g], values);
-#pragma GCC unroll 32
-                for (int v = 0; v < VECTORS; v++)
-                    sums[v % 4] = fused(values[v], load_floats(c->ordered + g * GROUP + v * WIDTH), sums[v % 4]);
-            }
-            total = add(total, add(add(sums[0], sums[1]), add(sums[2], sums[3])));
-        }
-        finish_out(c, 0, out, sum_of(total));
-    }
-}
+INLINE value load_values(const number *x) { return load_floats(x); }
+INLINE float float_at(const number *x, int64_t column) { return x[position_of(column)]; }
 
-/* sums[tile row][row] += weights . x, for TILE rows of weights and `rows` rows of x. */
-INLINE void multiply_tile(const vector *weights, const float *x, int64_t padded, int64_t vectors, vector *sums,
-                          int rows) {
-    vector own[TILE][4];
-#pragma GCC unroll 16
-    for (int i = 0; i < TILE * rows; i++) own[i / rows][i % rows] = zero_vector();
-    for (int64_t v = 0; v < vectors; v++) {
-#pragma GCC unroll 4
-        for (int row = 0; row < rows; row++) {
-            vector value = load_floats(x + row * padded + v * WIDTH);
-#pragma GCC unroll 4
-            for (int t = 0; t < TILE; t++) own[t][row] = fused(weights[t * PANEL * VECTORS + v], value, own[t][row]);
-        }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < TILE * rows; i++) {
-        vector *sum = &sums[i / rows * MOST_ROWS + i % rows];
-        *sum = add(*sum, own[i / rows][i % rows]);
-    }
-}
-
-static void multiply_several(const struct bf12_call *c, int64_t first, int64_t last) {
-    const struct bf12 *w = c->weight;
-    const int64_t padded = w->groups * GROUP;
-    vector weights[TILE * PANEL * VECTORS], sums[TILE * MOST_ROWS];
-    for (int64_t out = first; out < last; out += TILE) {
-        const int64_t tile = last - out < TILE ? last - out : TILE;
-        for (int i = 0; i < TILE * MOST_ROWS; i++) sums[i] = zero_vector();
-        for (int64_t panel = 0; panel < w->groups; panel += PANEL) {
-            const int64_t width = w->groups - panel < PANEL ? w->groups - panel : PANEL;
-            for (int64_t t = 0; t < TILE; t++) { /* a tile that is cut short has its last row several times */
-                const int64_t at = (out + (t < tile ? t : tile - 1)) * w->groups + panel;
-                for (int64_t g = 0; g < width; g++) {
-                    const uint8_t *group = w->body + (at + g) * GROUP_BYTES;
-                    prefetch_group(group + TILE * w->groups * GROUP_BYTES); /* the same columns of the next tile */
-                    decode_group(group, w->bases[at + g], weights + (t * PANEL + g) * VECTORS);
-                }
-            }
-            for (int64_t row = 0; row < c->rows; row += 4) {
-                const float *x = c->ordered + row * padded + panel * GROUP;
-                if (c->rows - row == 1)
-                    multiply_tile(weights, x, padded, width * VECTORS, sums + row, 1);
-                else if (c->rows - row == 2)
-                    multiply_tile(weights, x, padded, width * VECTORS, sums + row, 2);
-                else if (c->rows - row == 3)
-                    multiply_tile(weights, x, padded, width * VECTORS, sums + row, 3);
-                else
-                    multiply_tile(weights, x, padded, width * VECTORS, sums + row, 4);
-            }
-        }
-        for (int64_t t = 0; t < tile; t++)
-            for (int64_t row = 0; row < c->rows; row++)
-                finish_out(c, row, out + t, sum_of(sums[t * MOST_ROWS + row]));
-    }
-}
-
-static void multiply(const struct bf12_call *c, int64_t first, int64_t last) {
-    if (c->rows == 1)
-        multiply_one(c, first, last);
-    else
-        multiply_several(c, first, last);
-}
+#include "bf12_multiply.h"

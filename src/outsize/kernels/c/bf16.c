@@ -35,27 +35,58 @@ static void widen_or_pad(const struct call *c, int64_t first, int64_t last) {
     }
 }
 
-INLINE void bf16_row(float *sums, const uint16_t *w, const uint16_t *x, int64_t in, int64_t padded, int rows) {
-    const int parts = rows >= 4 ? 2 : 4;
-    vector sum[16];
-    for (int i = 0; i < rows * parts; i++) sum[i] = zero_vector();
+/* As plain_outputs. */
+INLINE void bf16_outputs(float *sums, const uint16_t *weights, int64_t apart, const uint16_t *x, int64_t in,
+                         int64_t padded, int streams, int rows) {
+    const int parts = rows < 4 ? 2 : 1;
+    vector sum[2][MOST_SUMS];
+    for (int i = 0; i < streams * rows; i++) sum[0][i] = sum[1][i] = zero_vector();
     int64_t i = 0;
     for (; i + PAIRED * parts <= in; i += PAIRED * parts)
-        for (int p = 0; p < parts; p++) {
-            const int64_t at = i + p * PAIRED;
-            prefetch(w + at);
-            __m512bh weight = (__m512bh)LOAD(w + at);
-            for (int r = 0; r < rows; r++)
-                sum[p * rows + r] = _mm512_dpbf16_ps(sum[p * rows + r], weight, (__m512bh)LOAD(x + r * padded + at));
-        }
+#pragma GCC unroll 8
+        for (int s = 0; s < streams; s++)
+#pragma GCC unroll 2
+            for (int p = 0; p < parts; p++) {
+                const uint16_t *w = weights + s * apart + i + p * PAIRED;
+                prefetch(w);
+                __m512bh weight = (__m512bh)LOAD(w);
+#pragma GCC unroll 8
+                for (int r = 0; r < rows; r++)
+                    sum[p][s * rows + r] = _mm512_dpbf16_ps(sum[p][s * rows + r], weight,
+                                                            (__m512bh)LOAD(x + r * padded + i + p * PAIRED));
+            }
     for (; i < in; i += PAIRED) {
-        __mmask32 mask = in - i < PAIRED ? (1u << (in - i)) - 1 : ~0u;
-        __m512bh weight = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + i);
-        for (int r = 0; r < rows; r++) sum[r] = _mm512_dpbf16_ps(sum[r], weight, (__m512bh)LOAD(x + r * padded + i));
+        const __mmask32 mask = in - i < PAIRED ? (1u << (in - i)) - 1 : ~0u;
+        for (int s = 0; s < streams; s++) {
+            __m512bh weight = (__m512bh)_mm512_maskz_loadu_epi16(mask, weights + s * apart + i);
+            for (int r = 0; r < rows; r++)
+                sum[0][s * rows + r] =
+                    _mm512_dpbf16_ps(sum[0][s * rows + r], weight, (__m512bh)LOAD(x + r * padded + i));
+        }
     }
-    for (int r = 0; r < rows; r++) {
-        for (int p = 1; p < parts; p++) sum[r] = add(sum[r], sum[p * rows + r]);
-        sums[r] = sum_of(sum[r]);
+    for (int j = 0; j < streams * rows; j++) sums[j] = sum_of(add(sum[0][j], sum[1][j]));
+}
+
+static void bf16_rows(const struct call *c, int64_t out, int64_t apart, int outputs) {
+    const uint16_t *w = (const uint16_t *)c->weight + out * c->in;
+    const int64_t step = apart * c->in;
+    for (int64_t row = 0; row < c->rows;) {
+        const int together = rows_at_once(c->rows - row), streams = outputs == 1 ? 1 : streams_of(together);
+        const uint16_t *x = (const uint16_t *)c->plain + row * c->padded;
+        for (int first = 0; first < outputs; first += streams) {
+            float sums[MOST_SUMS];
+#define OUTPUTS(count, kept)                                                                       \
+    if (together == count && outputs > 1)                                                          \
+        bf16_outputs(sums, w + first * step, step, x, c->in, c->padded, kept, count);              \
+    else if (together == count)                                                                    \
+        bf16_outputs(sums, w, 0, x, c->in, c->padded, 1, count);
+            OUTPUTS(1, 8) OUTPUTS(2, 4) OUTPUTS(4, 4) OUTPUTS(8, 2)
+#undef OUTPUTS
+            for (int s = 0; s < streams; s++)
+                for (int r = 0; r < together; r++)
+                    finish(c, row + r, out + (first + s) * apart, sums[s * together + r]);
+        }
+        row += together;
     }
 }
 
@@ -64,24 +95,9 @@ static void plain_or_bf16(const struct call *c, int64_t first, int64_t last) {
         plain(c, first, last);
         return;
     }
-    for (int64_t out = first; out < last; out++) {
-        const uint16_t *w = (const uint16_t *)c->weight + out * c->in;
-        for (int64_t row = 0; row < c->rows;) {
-            int together = rows_at_once(c->rows - row);
-            const uint16_t *x = (const uint16_t *)c->plain + row * c->padded;
-            float sums[8];
-            if (together == 8)
-                bf16_row(sums, w, x, c->in, c->padded, 8);
-            else if (together == 4)
-                bf16_row(sums, w, x, c->in, c->padded, 4);
-            else if (together == 2)
-                bf16_row(sums, w, x, c->in, c->padded, 2);
-            else
-                bf16_row(sums, w, x, c->in, c->padded, 1);
-            for (int r = 0; r < together; r++) finish(c, row + r, out, sums[r]);
-            row += together;
-        }
-    }
+    const int64_t apart = (last - first) / STREAMS;
+    for (int64_t out = first; out < first + apart; out++) bf16_rows(c, out, apart, STREAMS);
+    for (int64_t out = first + STREAMS * apart; out < last; out++) bf16_rows(c, out, 0, 1);
 }
 
 const struct build outsize_bf16 = {widen_or_pad, plain_or_bf16, outsize_quantise_vnni, outsize_packed_vnni, dequantise, normalise};

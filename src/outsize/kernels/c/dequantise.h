@@ -1,21 +1,29 @@
 /* Packed weights multiplied out; a template, as packed.h. A build that can do a whole block faster defines HAS_MULTIPLY_OUT
  * and gives multiply_out(to, type, values, kind, sign, zero, scale), for blocks of 128 and types of 16 bits. */
 
-/* Scales of `count` blocks from block `b` of output `out`, and their zero points: as stored, and so unsigned. */
-INLINE void scales_and_zeros(float *scale, float *zero, const struct packed *w, int64_t out, int64_t b, int count) {
-    const int bits = w->kind == NIBBLES ? 4 : 8, per = 32 / bits, type = w->scale_type;
+/* Scales of `count` blocks from block `b` of output `out`. */
+INLINE void scales_of(float *scale, const struct packed *w, int64_t out, int64_t b, int count) {
     const int64_t start = out * w->groups;
+    const int type = w->scale_type;
     int i = 0;
-    if (w->group == w->block)
+    if (w->group == w->block) {
         for (; i + WIDTH <= count; i += WIDTH) store_floats(scale + i, load_vector(w->scale, type, start + b + i));
+        for (; i < count; i++) scale[i] = load_one(w->scale, type, start + b + i);
+    }
     for (; i < count; i++) scale[i] = load_one(w->scale, type, start + (b + i) * w->block / w->group);
+}
+
+/* Their zero points: as stored, and so unsigned. */
+INLINE void zeros_of(float *zero, const struct packed *w, int64_t out, int64_t b, int count) {
+    const int bits = w->kind == NIBBLES ? 4 : 8, per = 32 / bits;
+    const int64_t start = out * w->groups;
     if (w->zero_kind == NO_ZEROS)
-        for (i = 0; i < count; i++) zero[i] = (float)(1 << (bits - 1));
+        for (int i = 0; i < count; i++) zero[i] = (float)(1 << (bits - 1));
     else if (w->zero_kind == BYTE_ZEROS)
-        for (i = 0; i < count; i++)
+        for (int i = 0; i < count; i++)
             zero[i] = (float)(((const int8_t *)w->zero)[start + (b + i) * w->block / w->group] + 128);
     else
-        for (i = 0; i < count; i++) {
+        for (int i = 0; i < count; i++) {
             int64_t at = out / per * w->groups + (b + i) * w->block / w->group;
             zero[i] = (float)(((const uint32_t *)w->zero)[at] >> (out % per * bits) & ((1u << bits) - 1));
         }
@@ -46,7 +54,8 @@ static void dequantise(const struct call *c, int64_t first, int64_t last) {
             float scale, zero, x[128];
             uint8_t bytes[128] = {0};
             uint16_t pairs[64];
-            scales_and_zeros(&scale, &zero, w, out, b, 1);
+            scales_of(&scale, w, out, b, 1);
+            zeros_of(&zero, w, out, b, 1);
 #ifdef HAS_MULTIPLY_OUT
             if (count == 128 && c->x_type != FP32) {
                 const uint8_t *at = values + (w->kind == NIBBLES ? start / 2 : start);

@@ -84,16 +84,24 @@ static void part(void *argument) {
     }
 }
 
-/* 0 .. count in contiguous ranges of whole steps, taken by the threads one after the other. */
+/* 0 .. count in contiguous ranges of `piece`, taken by the threads one after the other. */
 static void share(const struct threads *threads, int number, void (*work)(const struct call *, int64_t, int64_t),
-                  const struct call *call, int64_t count, int64_t step) {
+                  const struct call *call, int64_t count, int64_t piece) {
     if (number < 2 || !threads->parallel) {
         work(call, 0, count);
         return;
     }
-    const int64_t steps = (count + step - 1) / step, pieces = (int64_t)number * PIECES;
-    struct shared s = {work, call, count, (steps + pieces - 1) / pieces * step, 0};
+    struct shared s = {work, call, count, piece, 0};
     threads->parallel(part, &s, (unsigned)number, 0);
+}
+
+static int64_t pieces_of(int64_t count, int number) {
+    const int64_t pieces = (int64_t)number * PIECES;
+    return (count + pieces - 1) / pieces;
+}
+
+int64_t outsize_rows_at_once(int64_t count, int number) {
+    return ((pieces_of(count, number) + STREAMS - 1) | STREAMS) & ~(int64_t)(STREAMS - 1);
 }
 
 static struct threads pool;
@@ -140,8 +148,9 @@ EXPORT int outsize_plain(int build, int threads, int64_t rows, int64_t in, int64
     c.padded = (in + PAD - 1) / PAD * PAD;
     c.plain = scratch_of((size_t)(rows * c.padded) * sizeof(float), &whole);
     if (!c.plain) return -1;
-    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->widen, &c, rows, 1);
-    share(&pool, threads, builds[build]->plain, &c, out, 1);
+    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->widen, &c, rows,
+          pieces_of(rows, threads));
+    share(&pool, threads, builds[build]->plain, &c, out, outsize_rows_at_once(out, threads));
     free(whole);
     return 0;
 }
@@ -180,8 +189,9 @@ EXPORT int outsize_packed(int build, int threads, int64_t rows, int64_t in, int6
     char *base = scratch_of(lay_out(&c, NULL), &whole);
     if (!base) return -1;
     lay_out(&c, base);
-    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->quantise, &c, (in + block - 1) / block, 1);
-    share(&pool, threads, builds[build]->packed, &c, out, 1);
+    const int64_t blocks = (in + block - 1) / block;
+    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->quantise, &c, blocks, pieces_of(blocks, threads));
+    share(&pool, threads, builds[build]->packed, &c, out, outsize_rows_at_once(out, threads));
     free(whole);
     return 0;
 }
@@ -194,7 +204,7 @@ EXPORT void outsize_dequantise(int build, int threads, int64_t in, int64_t first
                        .values = values, .scale = scale, .zero = zero, .kind = kind, .scale_type = scale_type,
                        .zero_kind = zero_kind, .block = block};
     struct call c = {.in = in, .out = last, .first = first, .x_type = y_type, .packed = &w, .y = y};
-    share(&pool, threads, builds[build]->dequantise, &c, last - first, 1);
+    share(&pool, threads, builds[build]->dequantise, &c, last - first, pieces_of(last - first, threads));
 }
 
 enum { NORMALISED_BY_ALL = 1 << 16 }; /* numbers: fewer are done by the calling thread sooner than a team is woken */

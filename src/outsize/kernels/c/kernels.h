@@ -19,7 +19,11 @@ enum { NO_ZEROS = 0, PACKED_ZEROS = 1, BYTE_ZEROS = 2 };
 enum {
     MOST_ROWS = 16, /* rows of activations that one reading of the weights serves */
     PAD = 64,       /* inputs to which scratch is padded with zeros */
-    LANES = 16      /* numbers per block of activations to which scratch is padded */
+    LANES = 16,     /* numbers per block of activations to which scratch is padded */
+    /* Places from which a thread reads weights by turns: a core has more reads under way, and its prefetchers follow
+     * that many. One after the other gets two thirds to three quarters of the rate. */
+    STREAMS = 8,
+    MOST_SUMS = 16 /* weight rows times rows of activations that are summed at a time: these fill the registers */
 };
 
 /* How a build of packed weights wants activations q. WORDS: in order. PLANES: q = 256 * high + low, all high bytes, then
@@ -78,6 +82,10 @@ struct norm {
 /* work(argument, i, n) for each i of 0 .. n, on as many threads, `threads` at most; returns n. */
 int64_t outsize_team(int threads, void (*work)(void *, int64_t, int64_t), void *argument);
 
+/* Rows of weights that a thread takes at a time, of `count`: an odd number for each of the STREAMS. With an even one, rows
+ * of 4096 numbers lie such that the streams share sets of the caches and banks of the memory: a sixth of the rate. */
+int64_t outsize_rows_at_once(int64_t count, int threads);
+
 /* The functions of one build. Each takes a range of the work, so that threads share a call. */
 struct build {
     void (*widen)(const struct call *, int64_t first_row, int64_t last_row);
@@ -100,6 +108,9 @@ void outsize_packed_vnni(const struct call *, int64_t first_out, int64_t last_ou
 
 /* Rows are taken 8, 4, 2 and 1 at a time: the most that still fits. */
 INLINE int rows_at_once(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+/* Places that are read by turns beside that many rows. */
+INLINE int streams_of(int rows) { return rows == 1 ? STREAMS : rows == 8 ? 2 : 4; }
 
 /* Of packed weights too; in small blocks, which are rare, 4 or 1. */
 INLINE int packed_rows_at_once(int64_t left, int block) {

@@ -77,7 +77,7 @@ static void quantise(const struct call *c, int64_t first, int64_t last) {
                 if (left < w->block) memset(x, 0, sizeof x);
                 load_some(x, c->x, c->x_type, (row + r) * c->in + start, left < w->block ? left : w->block);
                 to->sums[r * to->blocks + b] =
-                    quantise_block(to->values + at * 2 * w->block, &to->scales[at], x, LAYOUT(kind),
+                    quantise_block(to->values + at * 2 * w->block, &to->scales[r * to->blocks + b], x, LAYOUT(kind),
                                    kind != BYTES, w->block);
             }
         }
@@ -85,74 +85,87 @@ static void quantise(const struct call *c, int64_t first, int64_t last) {
     }
 }
 
-enum { STRETCH = 256 }; /* blocks whose scales are made ready at a time */
+enum { STRETCH = 64 }; /* blocks whose scales are made ready at a time */
 
-/* Blocks `first` .. `last` of one row of weights times `rows` rows of activations, added to `sum`; what the zeros add is
- * added to `zeros`. */
+/* Blocks `first` .. `last` of rows out, out + apart, ... of the weights times `rows` rows of activations, added to `sum`;
+ * what the zeros add is added to `zeros`. Both [streams, rows]. */
 INLINE void packed_stretch(vector *sum, vector *zeros, const struct packed *w, const struct rows *x, int64_t out,
-                           int64_t first, int64_t last, int rows, int kind, int block) {
+                           int64_t apart, int64_t first, int64_t last, int streams, int rows, int kind, int block) {
     const int64_t size = kind == BYTES ? block : block / 2; /* bytes of weights in a block */
-    const uint8_t *values = w->values + out * w->stride;
     const int sign = w->kind == SIGNED_BYTES ? 128 : 0, count = (int)(last - first);
-    float scale[STRETCH + WIDTH], zero[STRETCH], both[STRETCH * 8];
-    scales_and_zeros(scale, zero, w, out, first, count);
-    for (int i = 0; i < count; i++)
-        for (int r = 0; r < rows; r++) both[i * rows + r] = scale[i] * x->scales[(first + i) * rows + r];
-    int64_t whole = (w->stride - first * size) / size; /* blocks that lie within the row */
-    const int direct = whole < count ? (int)whole : count;
-    const int8_t *activations = x->values + first * rows * 2 * block;
-#pragma GCC unroll 4
-    for (int i = 0; i < direct; i++) {
-        weights block_of_row = unpack(values + (first + i) * size, sign, kind, block);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            sum[r] = add_block(sum[r], block_of_row, activations + (i * rows + r) * 2 * block, both[i * rows + r], kind,
-                               block);
+    float both[MOST_SUMS][STRETCH]; /* scale of weights * scale of activations */
+    float scale[STRETCH], zero[STRETCH];
+    for (int i = count; i < STRETCH && i % WIDTH; i++) scale[i] = zero[i] = 0.0f;
+    for (int s = 0; s < streams; s++) {
+        scales_of(scale, w, out + s * apart, first, count);
+        if (s == 0 || w->zero_kind != NO_ZEROS) zeros_of(zero, w, out + s * apart, first, count);
+        for (int r = 0; r < rows; r++) {
+            const float *of_x = x->scales + r * x->blocks + first, *sums_of_x = x->sums + r * x->blocks + first;
+            vector total = zeros[s * rows + r];
+            for (int i = 0; i < count; i += WIDTH) {
+                vector own = load_floats(scale + i);
+                store_floats(&both[s * rows + r][i], multiplied(own, load_floats(of_x + i)));
+                total = fused(multiplied(own, load_floats(zero + i)), load_floats(sums_of_x + i), total);
+            }
+            zeros[s * rows + r] = total;
+        }
     }
-    if (direct < count) { /* what lies behind the row may not be there */
+    const uint8_t *values = w->values + out * w->stride + first * size;
+    const int64_t left = w->stride - first * size, step = apart * w->stride;
+    const int direct = left / size < count ? (int)(left / size) : count; /* blocks that lie within the row */
+    const int8_t *activations = x->values + first * rows * 2 * block;
+    for (int i = 0; i < direct; i++)
+#pragma GCC unroll 16
+        for (int s = 0; s < streams; s++) {
+            weights block_of_row = unpack(values + s * step + i * size, sign, kind, block);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++)
+                sum[s * rows + r] = add_block(sum[s * rows + r], block_of_row, activations + (i * rows + r) * 2 * block,
+                                              both[s * rows + r][i], kind, block);
+        }
+    if (direct == count) return;
+    for (int s = 0; s < streams; s++) { /* what lies behind the row may not be there */
         uint8_t rest[128] = {0};
-        memcpy(rest, values + (first + direct) * size, (size_t)(w->stride - (first + direct) * size));
+        memcpy(rest, values + s * step + direct * size, (size_t)(left - direct * size));
         weights block_of_row = unpack(rest, sign, kind, block);
         for (int r = 0; r < rows; r++)
-            sum[r] = add_block(sum[r], block_of_row, activations + (direct * rows + r) * 2 * block,
-                               both[direct * rows + r], kind, block);
+            sum[s * rows + r] = add_block(sum[s * rows + r], block_of_row, activations + (direct * rows + r) * 2 * block,
+                                          both[s * rows + r][direct], kind, block);
     }
-    for (int i = 0; i < count; i++) scale[i] *= zero[i];
-    for (int i = count; i < count + WIDTH; i++) scale[i] = 0.0f;
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < count; i += WIDTH)
-            zeros[r] = fused(load_floats(scale + i), load_floats(x->sums + r * x->blocks + first + i), zeros[r]);
 }
 
-/* One row of weights times `rows` rows of activations; `rows`, `kind` (see kind_of) and `block` are constants where
- * this is inlined. */
-INLINE void packed_row(float *sums, const struct packed *w, const struct rows *x, int64_t out, int rows, int kind,
-                       int block) {
+/* Rows out, out + apart, ... of the weights times `rows` rows of activations: sums [streams, rows]. `streams`, `rows`,
+ * `kind` (see kind_of) and `block` are constants where this is inlined. */
+INLINE void packed_rows(float *sums, const struct packed *w, const struct rows *x, int64_t out, int64_t apart,
+                        int streams, int rows, int kind, int block) {
     const int64_t blocks = (w->in + block - 1) / block;
-    vector sum[8], zeros[8];
-    for (int r = 0; r < rows; r++) sum[r] = zeros[r] = zero_vector();
+    vector sum[MOST_SUMS], zeros[MOST_SUMS];
+    for (int i = 0; i < streams * rows; i++) sum[i] = zeros[i] = zero_vector();
     for (int64_t b = 0; b < blocks; b += STRETCH)
-        packed_stretch(sum, zeros, w, x, out, b, blocks - b < STRETCH ? blocks : b + STRETCH, rows, kind, block);
-    for (int r = 0; r < rows; r++) sums[r] = sum_of(sum[r]) - sum_of(zeros[r]);
+        packed_stretch(sum, zeros, w, x, out, apart, b, blocks - b < STRETCH ? blocks : b + STRETCH, streams, rows, kind,
+                       block);
+    for (int i = 0; i < streams * rows; i++) sums[i] = sum_of(without(sum[i], zeros[i]));
 }
 
 enum { nibbles = NIBBLES, bytes = BYTES, folded = FOLDED_NIBBLES }; /* in names of functions */
 
-/* A function for each number of rows, kind and block, so that their loops are unrolled. */
-typedef void row_function(float *sums, const struct packed *w, const struct rows *x, int64_t out);
+/* A function for each number of streams and rows, kind and block, so that their loops are unrolled. */
+typedef void row_function(float *sums, const struct packed *w, const struct rows *x, int64_t out, int64_t apart);
 
-#define ROW(count, kind, block)                                                             \
-    static __attribute__((noinline)) void row_##count##_##kind##_##block(                   \
-        float *sums, const struct packed *w, const struct rows *x, int64_t out) {           \
-        packed_row(sums, w, x, out, count, kind, block);                                    \
+#define ROW(streams, count, kind, block)                                                              \
+    static __attribute__((noinline)) void row_##streams##_##count##_##kind##_##block(                 \
+        float *sums, const struct packed *w, const struct rows *x, int64_t out, int64_t apart) {      \
+        packed_rows(sums, w, x, out, apart, streams, count, kind, block);                             \
     }
-#define ROWS(kind) \
-    ROW(1, kind, 128) ROW(2, kind, 128) ROW(4, kind, 128) ROW(8, kind, 128) \
-    ROW(1, kind, 64) ROW(4, kind, 64) ROW(1, kind, 32) ROW(4, kind, 32)
-#define NAMES(kind)                                                                                    \
-    {{row_1_##kind##_128, row_2_##kind##_128, row_4_##kind##_128, row_8_##kind##_128},                \
-     {row_1_##kind##_64, 0, row_4_##kind##_64, 0},                                                     \
-     {row_1_##kind##_32, 0, row_4_##kind##_32, 0}}
+#define ROWS(kind)                                                                                    \
+    ROW(8, 1, kind, 128) ROW(4, 2, kind, 128) ROW(4, 4, kind, 128) ROW(2, 8, kind, 128)               \
+    ROW(1, 1, kind, 128) ROW(1, 2, kind, 128) ROW(1, 4, kind, 128) ROW(1, 8, kind, 128)               \
+    ROW(1, 1, kind, 64) ROW(1, 4, kind, 64) ROW(1, 1, kind, 32) ROW(1, 4, kind, 32)
+#define NAMES(kind)                                                                                                  \
+    {{{row_8_1_##kind##_128, row_4_2_##kind##_128, row_4_4_##kind##_128, row_2_8_##kind##_128},                      \
+      {row_1_1_##kind##_128, row_1_2_##kind##_128, row_1_4_##kind##_128, row_1_8_##kind##_128}},                     \
+     {{0}, {row_1_1_##kind##_64, 0, row_1_4_##kind##_64, 0}},                                                        \
+     {{0}, {row_1_1_##kind##_32, 0, row_1_4_##kind##_32, 0}}}
 
 ROWS(nibbles)
 ROWS(bytes)
@@ -160,7 +173,7 @@ ROWS(bytes)
 ROWS(folded)
 #endif
 
-static row_function *const row_functions[][3][4] = {
+static row_function *const row_functions[][3][2][4] = {
     [NIBBLES] = NAMES(nibbles),
     [BYTES] = NAMES(bytes),
 #if FOLDS
@@ -168,15 +181,26 @@ static row_function *const row_functions[][3][4] = {
 #endif
 };
 
-static void packed(const struct call *c, int64_t first, int64_t last) {
+/* Outputs out, out + apart, ..., `outputs` of them: 1 or STREAMS. */
+static void packed_outputs(const struct call *c, int64_t out, int64_t apart, int outputs) {
     const struct packed *w = c->packed;
-    row_function *const *functions = row_functions[kind_of(c)][w->block == 128 ? 0 : w->block == 64 ? 1 : 2];
-    for (int64_t out = first; out < last; out++)
-        for (int64_t row = 0, group = 0; row < c->rows; group++) {
-            int together = packed_rows_at_once(c->rows - row, w->block);
-            float sums[8];
-            functions[together == 8 ? 3 : together / 2](sums, w, &c->quantised[group], out);
-            for (int r = 0; r < together; r++) finish(c, row + r, out, sums[r]);
-            row += together;
+    row_function *const(*functions)[4] = row_functions[kind_of(c)][w->block == 128 ? 0 : w->block == 64 ? 1 : 2];
+    for (int64_t row = 0, group = 0; row < c->rows; group++) {
+        const int together = packed_rows_at_once(c->rows - row, w->block), index = together == 8 ? 3 : together / 2;
+        const int streams = outputs > 1 && functions[0][index] ? streams_of(together) : 1;
+        for (int first = 0; first < outputs; first += streams) {
+            float sums[MOST_SUMS];
+            functions[streams == 1][index](sums, w, &c->quantised[group], out + first * apart, apart);
+            for (int s = 0; s < streams; s++)
+                for (int r = 0; r < together; r++)
+                    finish(c, row + r, out + (first + s) * apart, sums[s * together + r]);
         }
+        row += together;
+    }
+}
+
+static void packed(const struct call *c, int64_t first, int64_t last) {
+    const int64_t apart = (last - first) / STREAMS;
+    for (int64_t out = first; out < first + apart; out++) packed_outputs(c, out, apart, STREAMS);
+    for (int64_t out = first + STREAMS * apart; out < last; out++) packed_outputs(c, out, 0, 1);
 }

@@ -5,7 +5,7 @@
 #define FOLDS VNNI
 #define LAYOUT(kind) ((kind) == FOLDED_NIBBLES ? FOLDED : VNNI || (kind) == NIBBLES ? PLANES : WORDS)
 #define WIDTH 16
-#define AHEAD 2048 /* bytes; the hardware's own prefetching stops at every page */
+#define AHEAD 1024 /* bytes; the hardware's own prefetching stops at every page */
 
 typedef __m512 vector;
 
@@ -22,6 +22,8 @@ INLINE vector load_floats(const float *x) { return _mm512_loadu_ps(x); }
 INLINE void store_floats(float *to, vector v) { _mm512_storeu_ps(to, v); }
 INLINE vector fused(vector a, vector b, vector sum) { return _mm512_fmadd_ps(a, b, sum); }
 INLINE vector add(vector a, vector b) { return _mm512_add_ps(a, b); }
+INLINE vector without(vector a, vector b) { return _mm512_sub_ps(a, b); }
+INLINE vector multiplied(vector a, vector b) { return _mm512_mul_ps(a, b); }
 INLINE float sum_of(vector v) { return _mm512_reduce_add_ps(v); }
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0); }
 
