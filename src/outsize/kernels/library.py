@@ -17,7 +17,7 @@ from outsize.kernels.build import HERE, file_name
 VARIABLE = "OUTSIZE_KERNELS"  # auto, torch or the name of a build
 LIBRARY = "OUTSIZE_KERNELS_LIBRARY"  # another file than the one beside this
 BUILDS = ("baseline", "avx2", "avx512", "vnni", "bf16")  # in the library's order; each is faster than those before it
-ABI = 3
+ABI = 4
 REBUILD = "python -m outsize.kernels.build"
 
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -34,6 +34,7 @@ SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "outsize_bf12_encode": ((INT, INT, POINTER, LONG, LONG, *BF12), LONG),
     "outsize_bf12_expand": ((INT, INT, LONG, LONG, POINTER, *BF12), None),
     "outsize_bf12_linear": ((INT, INT, LONG, POINTER, INT, *BF12, POINTER, POINTER), INT),
+    "outsize_read": ((INT, POINTER, LONG), ctypes.c_uint64),
     "outsize_norm": ((INT, INT, LONG, LONG, POINTER, POINTER, POINTER, INT, ctypes.c_float, INT), None),
     "outsize_dequantise": ((INT, INT, LONG, LONG, LONG, *WEIGHT, POINTER, INT), None),
 }
@@ -63,6 +64,7 @@ class Kernels:
     bf12_expand: Any
     bf12_linear: Any
     norm: Any
+    read: Any
 
 
 class NoLibrary(OutsizeError):
@@ -97,7 +99,7 @@ def _chosen(name: str) -> Kernels | None:
     return Kernels(
         name, BUILDS.index(name), bool(has.outsize_multiplies_tiles()),
         has.outsize_plain, has.outsize_packed, has.outsize_dequantise,
-        has.outsize_bf12_encode, has.outsize_bf12_expand, has.outsize_bf12_linear, has.outsize_norm,
+        has.outsize_bf12_encode, has.outsize_bf12_expand, has.outsize_bf12_linear, has.outsize_norm, has.outsize_read,
     )  # fmt: skip
 
 

@@ -207,6 +207,45 @@ EXPORT void outsize_dequantise(int build, int threads, int64_t in, int64_t first
     share(&pool, threads, builds[build]->dequantise, &c, last - first, pieces_of(last - first, threads));
 }
 
+/* ---- the memory's own rate ---- */
+
+enum { READ_AT_ONCE = 1 << 14 /* words */ };
+
+struct reading {
+    const uint64_t *words;
+    int64_t count;
+    _Atomic int64_t next;
+    _Atomic uint64_t sum;
+};
+
+static void read_part(void *argument, int64_t me, int64_t all) {
+    struct reading *r = argument;
+    uint64_t sums[STREAMS] = {0};
+    (void)me, (void)all;
+    for (;;) {
+        const int64_t first = atomic_fetch_add_explicit(&r->next, READ_AT_ONCE, memory_order_relaxed);
+        if (first >= r->count) break;
+        const int64_t count = r->count - first < READ_AT_ONCE ? r->count - first : READ_AT_ONCE, apart = count / STREAMS;
+        const uint64_t *from = r->words + first;
+        for (int64_t i = 0; i + 32 <= apart; i += 32)
+            for (int s = 0; s < STREAMS; s++)
+                for (int k = 0; k < 32; k++) sums[s] += from[s * apart + i + k];
+        for (int s = 0; s < STREAMS; s++)
+            for (int64_t i = apart & ~(int64_t)31; i < apart; i++) sums[s] += from[s * apart + i];
+        for (int64_t i = STREAMS * apart; i < count; i++) sums[0] += from[i];
+    }
+    for (int s = 0; s < STREAMS; s++) atomic_fetch_add(&r->sum, sums[s]);
+}
+
+/* The sum of `count` words: what reading them takes, as the kernels read weights, and next to nothing else. */
+EXPORT uint64_t outsize_read(int threads, const uint64_t *words, int64_t count) {
+    struct reading r = {.words = words, .count = count};
+    outsize_team(threads, read_part, &r);
+    return r.sum;
+}
+
+/* ---- normalisation ---- */
+
 enum { NORMALISED_BY_ALL = 1 << 16 }; /* numbers: fewer are done by the calling thread sooner than a team is woken */
 
 struct normalising {

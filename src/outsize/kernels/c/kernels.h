@@ -9,7 +9,7 @@
 #ifndef INLINE /* sanitizers are built without, in a fifth of the time */
 #define INLINE static inline __attribute__((always_inline))
 #endif
-#define ABI 3
+#define ABI 4
 
 enum { BF16 = 0, FP16 = 1, FP32 = 2 };              /* types of activations, plain weights and scales */
 enum { NIBBLES = 0, BYTES = 1, SIGNED_BYTES = 2 };  /* stored values: value + 8, value + 128, value */

@@ -17,6 +17,7 @@ from outsize.facts.packing import GROUPS, Packing
 from outsize.kernels.dense import KernelWeight
 from outsize.kernels.library import kernels
 from outsize.kernels.packed import PackedWeight
+from outsize.kernels.total import total
 from outsize.store.memory import Memory
 
 WIDTH = 4096
@@ -52,9 +53,8 @@ class Bench:
 
     def memory_rate(self) -> float:
         """Bytes per second read from memory: the sum of the whole buffer as integers, which little else limits."""
-        numbers = self._bytes.view(torch.int64)
         with torch.inference_mode():
-            return median_rate(self.nbytes, numbers.sum)
+            return median_rate(self.nbytes, lambda: total(self._bytes))
 
     def decode_rate(self, key: str) -> float:
         """Bytes of weights per second through ``F.linear`` with one row, over as many matrices as the buffer holds.
