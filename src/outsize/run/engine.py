@@ -12,7 +12,7 @@ from outsize.errors import DoesNotFit, UsageError
 from outsize.facts.machine import Machine
 from outsize.facts.model import ModelSpec
 from outsize.facts.sizes import format_size
-from outsize.kernels.norms import replace_in
+from outsize.kernels import linears, norms
 from outsize.planning.dataset import DatasetPrediction, predict_shapes
 from outsize.planning.plan import Plan
 from outsize.run.dataset import DatasetProgress, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
@@ -48,7 +48,7 @@ class Engine:
         self._files = files
         self._underway = False  # a dataset
         self._began = time.monotonic()
-        self._give_norms_back = replace_in(sweep.model)
+        self._give_back = [linears.replace_in(sweep.model), norms.replace_in(sweep.model)]
         self._hooks = [
             sweep.model.register_forward_pre_hook(hook, with_kwargs=True)
             for hook in (self._check_room, self._give_room)
@@ -142,7 +142,8 @@ class Engine:
         """Ends the threads and frees the memory. The model cannot be used afterwards. A second close does nothing."""
         for hook in self._hooks:
             hook.remove()
-        self._give_norms_back()
+        for give_back in self._give_back:
+            give_back()
         self._sweep.close()
         self._files.close()
 

@@ -56,6 +56,8 @@ class Sweep:
         self._stays = sum(
             load.cargo.layout.nbytes for stop in stops for load in stop.loads if load.cargo.stay != "stream"
         )
+        # On one CPU nothing is to be moved: block by block, looking for it takes longer than it seems.
+        self._apart = any(station.device.type != "cpu" for station in self._stations)
         self._places = [(station, part) for station in self._stations for part in station.parts]
         self._hooks: list[Any] = []
         move_buffers(self.model, home)
@@ -138,7 +140,7 @@ class Sweep:
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
             self._enter(station)
-            return self._mover.to(station.device, args, kwargs, self.passage.kept)
+            return self._mover.to(station.device, args, kwargs, self.passage.kept) if self._apart else None
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
             self._leave(station)
