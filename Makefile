@@ -4,8 +4,8 @@
 BASE_PYTHON := $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
-PURE := src/outsize/facts/*,src/outsize/planning/*
-KERNELS := $(wildcard src/outsize/kernels/c/*) setup.py src/outsize/kernels/build.py
+PURE := src/outsize/models/*,src/outsize/machine/*,src/outsize/planner/*,src/outsize/paths.py,src/outsize/sizes.py
+KERNELS := $(wildcard src/outsize/kernels/cpu/c/*) setup.py src/outsize/kernels/cpu/build.py
 SANITIZED := .venv/sanitized.so
 
 .PHONY: demo test check sanitize bench gpu-check clean
@@ -13,7 +13,7 @@ SANITIZED := .venv/sanitized.so
 demo: $(READY)  ## plan the bundled model on a machine too small for it, then run it there
 	.venv/bin/outsize demo
 
-test: $(READY)  ## all tests, and every line of facts/ and planning/ covered
+test: $(READY)  ## all tests, and every line of models/, machine/ and planner/ covered
 	.venv/bin/python -m pytest --numprocesses auto --dist loadgroup --cov --cov-report=
 	.venv/bin/coverage report --include='$(PURE)' --fail-under=100 --show-missing --skip-covered
 
@@ -31,10 +31,10 @@ sanitize: $(READY)  ## the tests of the kernels, with every read, write and over
 sanitized-tests: $(SANITIZED)
 	OUTSIZE_KERNELS_LIBRARY=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
-	.venv/bin/python -m pytest -q --capture=sys -p no:cacheprovider tests/kernels/test_matmul.py tests/kernels/test_bf12.py tests/kernels/test_norms.py
+	.venv/bin/python -m pytest -q --capture=sys -p no:cacheprovider tests/kernels/test_dispatch.py tests/kernels/test_bf12.py tests/kernels/test_rmsnorm.py
 
 $(SANITIZED): $(KERNELS) | $(READY)
-	.venv/bin/python -m outsize.kernels.build --sanitize --out $@
+	.venv/bin/python -m outsize.kernels.cpu.build --sanitize --out $@
 
 bench: $(BENCH_READY)  ## spill against accelerate and llama.cpp, the small variant
 	.venv-bench/bin/python bench/spill.py --small

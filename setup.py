@@ -7,18 +7,18 @@ from setuptools import Extension, setup
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
-from outsize.kernels.build import FLAGS, HERE, MODULE, headers, sources
+from outsize.kernels.cpu.build import FLAGS, HERE, MODULE, headers, sources
 
 
 def here(path: Path) -> str:
     """Relative, as setuptools wants it."""
-    return str(path.relative_to(HERE.parents[2]))
+    return str(path.relative_to(HERE.parents[3]))
 
 
 setup(
     ext_modules=[
         Extension(
-            f"outsize.kernels.{MODULE}",
+            f"outsize.kernels.cpu.{MODULE}",
             sources=[here(path) for path in sources()],
             depends=[here(path) for path in headers()],
             extra_compile_args=list(FLAGS),

@@ -41,8 +41,8 @@ class Verdict:
 @contextmanager
 def slow_host() -> Iterator[None]:
     """A kept profile that says memory and disk are slow: planning would leave models this small in RAM."""
-    from outsize.facts.detect import identity, this_machine
-    from outsize.facts.profile import Profile, profile_path, save_profile
+    from outsize.machine.detect import identity, this_machine
+    from outsize.machine.profile import Profile, profile_path, save_profile
 
     before = os.environ.get("OUTSIZE_CACHE")
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def cache_beside_blocks(model: Any) -> str:
     """Whether each block's keys lie where its weights are; "" if so."""
     import torch
 
-    from outsize.run.devices import Devices
+    from outsize.engine.devices import Devices
 
     with torch.inference_mode():
         cache = model(input_ids=torch.arange(3, 9).view(1, -1), use_cache=True).past_key_values
@@ -151,8 +151,8 @@ def driver_checks() -> Iterator[Verdict]:
     """What the driver says and what torch says, about the same GPU; real ones only."""
     import torch
 
-    from outsize.facts.detect import this_machine
-    from outsize.run.devices import Devices
+    from outsize.engine.devices import Devices
+    from outsize.machine.detect import this_machine
 
     machine = this_machine()
     devices = Devices(machine)

@@ -21,7 +21,7 @@ PROMPT_TOKENS = 32
 
 def gpu_free() -> int:
     """Bytes free on the first GPU, by the driver's word, without touching it."""
-    from outsize.facts.detect import this_machine
+    from outsize.machine.detect import this_machine
 
     return this_machine().gpus[0].free_bytes
 

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from outsize.facts.packing import Packing
-from outsize.kernels.library import describe
-from outsize.kernels.matmul import linear
+from outsize.kernels.cpu.library import describe
+from outsize.kernels.dispatch import linear
+from outsize.kernels.memory_rate import total
 from outsize.kernels.packed import PackedWeight
-from outsize.kernels.total import total
-from outsize.store.memory import Memory
+from outsize.models.formats import Packing
+from outsize.store.buffer import Memory
 
 ROUNDS = 7
 GROUP = 128

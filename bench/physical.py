@@ -85,7 +85,7 @@ def memory_rate(nbytes: int = 2 << 30, rounds: int = 3) -> float:
     """
     import torch
 
-    from outsize.kernels.total import total
+    from outsize.kernels.memory_rate import total
 
     with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -28,9 +28,9 @@ from report import machine
 from safetensors.torch import load_file
 
 import outsize
-from outsize.facts.packing import Packing
-from outsize.kernels.quantise import quantise
-from outsize.kernels.twins import dequantise
+from outsize.kernels.quantize import quantise
+from outsize.kernels.reference import dequantise
+from outsize.models.formats import Packing
 
 BUNDLED = Path(str(resources.files("outsize"))) / "demo_model"
 FORMATS = ("native", "int8", "int4")

@@ -12,12 +12,12 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from outsize.facts.machine import Machine
-from outsize.facts.model import ModelSpec
-from outsize.facts.parse_machine import parse_machine
-from outsize.facts.resolve import shipped_spec
-from outsize.planning.plan import Plan, Request
-from outsize.planning.planner import plan_all, plan_one
+from outsize.machine.describe import parse_machine
+from outsize.machine.machine import Machine
+from outsize.models.resolve import shipped_spec
+from outsize.models.spec import ModelSpec
+from outsize.planner.plan import Plan, Request
+from outsize.planner.planner import plan_all, plan_one
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "cost-model.md"
 MARKS = ("<!-- scripts/cost_model_check.py -->\n", "<!-- end -->\n")

@@ -10,8 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from outsize.facts import architecture
-from outsize.facts.spec_json import spec_to_json
+from outsize.models import tracing
+from outsize.models.spec_json import spec_to_json
 
 IDS = {
     "t5-3b": "t5-3b",
@@ -25,12 +25,12 @@ IDS = {
 
 def main() -> None:
     """One JSON file for each of the six."""
-    target = Path(__file__).parent.parent / "src" / "outsize" / "facts" / "models"
+    target = Path(__file__).parent.parent / "src" / "outsize" / "models" / "specs"
     for stem, model_id in IDS.items():
-        config = architecture.read_config(json.loads((Path(sys.argv[1]) / f"{stem}.json").read_text()))
-        cls = architecture.model_class(config)
-        tensors = architecture.config_tensors(config, cls)
-        spec = architecture.survey(architecture.rehearse(config, cls, tensors, lambda a, b: True), model_id)
+        config = tracing.read_config(json.loads((Path(sys.argv[1]) / f"{stem}.json").read_text()))
+        cls = tracing.model_class(config)
+        tensors = tracing.config_tensors(config, cls)
+        spec = tracing.survey(tracing.rehearse(config, cls, tensors, lambda a, b: True), model_id)
         (target / f"{stem.lower()}.json").write_text(spec_to_json(replace(spec, origins={})))
         sys.stderr.write(f"{model_id}: {spec.parameters:,} parameters in {len(spec.blocks)} blocks\n")
 

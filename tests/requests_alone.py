@@ -12,7 +12,7 @@ import torch
 import transformers
 from checkpoints import ARCHITECTURES
 
-from outsize.run.dataset import GenerateRequest, ScoreRequest
+from outsize.engine.request import GenerateRequest, ScoreRequest
 
 SPOILT = 13  # a token; see spoilt
 

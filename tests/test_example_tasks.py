@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from outsize.run.fewshot.experiment import lay_out
-from outsize.run.fewshot.task import read_task
+from outsize.evals.fewshot.experiment import lay_out
+from outsize.evals.fewshot.task import read_task
 
 ROOT = Path(__file__).parents[1]
 TASKS = sorted((ROOT / "examples" / "tasks").glob("*.yaml"))

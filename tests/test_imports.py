@@ -12,8 +12,8 @@ import pytest
 
 import outsize
 
-LOWER = ("facts", "planning")
-DOOR = "outsize.facts.architecture."
+LOWER = ("models", "machine", "planner")
+DOOR = "outsize.models.tracing."
 HEAVY = {"accelerate", "huggingface_hub", "matplotlib", "numpy", "safetensors", "torch", "transformers"}
 
 
@@ -36,7 +36,7 @@ def exists(module: str) -> bool:
 
 
 def lower_modules() -> list[str]:
-    """All modules of facts and planning but transformers' door, which the others import inside functions only."""
+    """All modules of models, machine and planner except tracing, which the others import inside functions only."""
     root = Path(outsize.__file__).parent
     files = [path.relative_to(root.parent).with_suffix("") for floor in LOWER for path in (root / floor).rglob("*.py")]
     names = (".".join(path.parts).removesuffix(".__init__") for path in sorted(files))
@@ -59,10 +59,10 @@ def test_every_module_of_the_lower_floors_imports_without_torch(name: str) -> No
     assert not loaded & HEAVY
 
 
-@pytest.mark.skipif(not exists("outsize.interfaces.cli"), reason="the command line is not there yet")
+@pytest.mark.skipif(not exists("outsize.cli.main"), reason="the command line is not there yet")
 def test_planning_a_shipped_spec_loads_no_torch() -> None:
     loaded, printed = modules_after(
-        "from outsize.interfaces.cli import main\n"
+        "from outsize.cli.main import main\n"
         "try:\n"
         "    code = main(['plan', 'bigscience/bloom', '--machine', '2x-titan-rtx', '--json'])\n"
         "except SystemExit as stop:\n"
@@ -73,14 +73,14 @@ def test_planning_a_shipped_spec_loads_no_torch() -> None:
     assert json.loads(printed)["model"]["parameters"] == 176_247_271_424
 
 
-@pytest.mark.skipif(not exists("outsize.run.api"), reason="the interface in Python is not there yet")
+@pytest.mark.skipif(not exists("outsize.api"), reason="the interface in Python is not there yet")
 def test_plan_stays_a_function_and_needs_no_torch() -> None:
     loaded, _ = modules_after(
         "import outsize\n"
-        "import outsize.planning.plan\n"
+        "import outsize.planner.plan\n"
         "assert callable(outsize.plan)\n"
         "plan = outsize.plan('bigscience/bloom', machine='2x-titan-rtx')\n"
-        "assert type(plan) is outsize.planning.plan.Plan, plan"
+        "assert type(plan) is outsize.planner.plan.Plan, plan"
     )
     assert not loaded & HEAVY
 

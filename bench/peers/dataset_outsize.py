@@ -17,12 +17,12 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    import outsize.run.scoring
-    import outsize.run.sweep  # noqa: F401  what a load imports, as for the other peers
-    from outsize.facts.folder import open_folder
-    from outsize.run.dataset import GenerateRequest, ScoreRequest
-    from outsize.run.dataset_opening import Limits, dataset_of, prepare_dataset
-    from outsize.run.load import open_model
+    import outsize.engine.scoring
+    import outsize.engine.sweep  # noqa: F401  what a load imports, as for the other peers
+    from outsize.engine.loader import open_model
+    from outsize.engine.request import GenerateRequest, ScoreRequest
+    from outsize.evals.dataset_model import Limits, dataset_of, prepare_dataset
+    from outsize.models.files.folder import open_folder
 
     torch.set_num_threads(options.threads)
     import_everything(options.model)

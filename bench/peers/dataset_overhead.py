@@ -22,8 +22,8 @@ def main() -> None:
     import torch
 
     import outsize
-    from outsize.planning.microbatch import Burden
-    from outsize.run.scheduler import Job, Scheduler
+    from outsize.engine.scheduler import Job, Scheduler
+    from outsize.planner.batches import Burden
 
     torch.set_num_threads(options.threads)
     ids = torch.randint(300, 50000, (options.micro_batches, options.rows, options.tokens))

@@ -19,7 +19,7 @@ def main() -> None:
     import torch
 
     import outsize
-    import outsize.run.sweep  # what a load imports, as for the other peers
+    import outsize.engine.sweep  # what a load imports, as for the other peers
 
     torch.set_num_threads(options.threads)
     import_everything(options.model)

@@ -3,7 +3,7 @@
 ``outsize.plan(model, ...)`` says where a model's bytes would rest and how long a token would take;
 ``outsize.load(model, ...)`` returns a transformers model that runs so. Every error derives from ``OutsizeError``.
 
-Importing this package loads no torch: ``plan`` and ``load`` come from ``outsize.run.api`` at first use (PEP 562).
+Importing this package loads no torch: ``plan`` and ``load`` come from ``outsize.api`` at first use (PEP 562).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from outsize.errors import (
 )
 
 if TYPE_CHECKING:
-    from outsize.run.api import load, plan
+    from outsize.api import load, plan
 
 __version__ = "0.1.0"  # the one place: the package's metadata is read from here
 
@@ -45,7 +45,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("load", "plan"):
-        from outsize.run import api
+        from outsize import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

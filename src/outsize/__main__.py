@@ -2,7 +2,7 @@
 
 import sys
 
-from outsize.interfaces.cli import main
+from outsize.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

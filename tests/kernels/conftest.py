@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from outsize.kernels.library import BUILDS, NoLibrary, load
+from outsize.kernels.cpu.library import BUILDS, NoLibrary, load
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from outsize.facts.packing import Packing
-from outsize.kernels import twins
+from outsize.kernels import reference
 from outsize.kernels.packed import PackedWeight
+from outsize.models.formats import Packing
 
 WORD = 1 << 31
 
@@ -31,7 +31,9 @@ def packed_weight(packing: Packing, out: int, inputs: int, seed: int = 0) -> Pac
 def exact(weight: PackedWeight) -> torch.Tensor:
     """The weight [out, in] in float64."""
     scale = weight.scale.double()
-    return twins.dequantise(weight.values, scale, weight.zero_point, weight.packing, tuple(weight.shape), torch.float64)
+    return reference.dequantise(
+        weight.values, scale, weight.zero_point, weight.packing, tuple(weight.shape), torch.float64
+    )
 
 
 def shifted(weight: PackedWeight) -> torch.Tensor:

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from outsize.errors import OutsizeError
-from outsize.facts.bf12 import bf12_bytes
-from outsize.kernels import bf12, bf12_twins
+from outsize.kernels import bf12, bf12_reference
 from outsize.kernels.bf12 import Bf12Weight, encode, linear
-from outsize.kernels.library import NoLibrary, load
+from outsize.kernels.cpu.library import NoLibrary, load
+from outsize.models.bf12_layout import bf12_bytes
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 SHAPES = ((1, 1), (9, 129), (21, 384), (10, 1000), (33, 65), (5, 2048 + 4), (0, 8))  # [out, in]: tails of every kind
@@ -80,10 +80,10 @@ def test_the_twins_make_and_read_the_same_bytes(
 ) -> None:
     made = encoded(weight)
     monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
-    monkeypatch.setattr(bf12_twins, "ROWS_AT_ONCE", 3000)
+    monkeypatch.setattr(bf12_reference, "ROWS_AT_ONCE", 3000)
     twin = encoded(weight)
     assert twin.exceptions == made.exceptions
-    mine, theirs = (bf12_twins.parts_of(w.stored, *weight.shape, 1.0) for w in (made, twin))
+    mine, theirs = (bf12_reference.parts_of(w.stored, *weight.shape, 1.0) for w in (made, twin))
     for name in ("body", "bases", "starts"):
         assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
     assert torch.equal(mine.entries[: made.exceptions], theirs.entries[: made.exceptions])
@@ -117,8 +117,8 @@ def test_any_number_of_threads_makes_the_same(build: str) -> None:
         torch.set_num_threads(threads)
         made.append(encoded(weight))
         assert_same_bits(made[-1].expanded(), weight)
-    one = bf12_twins.parts_of(made[0].stored, *weight.shape, 1.0)
-    for other in (bf12_twins.parts_of(w.stored, *weight.shape, 1.0) for w in made[1:]):
+    one = bf12_reference.parts_of(made[0].stored, *weight.shape, 1.0)
+    for other in (bf12_reference.parts_of(w.stored, *weight.shape, 1.0) for w in made[1:]):
         assert torch.equal(one.starts, other.starts)
         assert torch.equal(one.entries[: made[0].exceptions], other.entries[: made[0].exceptions])
     with ThreadPoolExecutor() as pool:

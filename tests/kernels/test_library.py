@@ -11,13 +11,13 @@ import torch
 from kernels.packed_weights import packed_weight
 from torch.nn import functional
 
+from outsize.cli.command_doctor import kernels_in_use
 from outsize.errors import UsageError
-from outsize.facts.packing import Packing
-from outsize.interfaces.command_doctor import kernels_in_use
-from outsize.kernels import build as compiling
-from outsize.kernels import library
-from outsize.kernels.library import NoLibrary, describe, forget, kernels, load
-from outsize.kernels.matmul import linear
+from outsize.kernels.cpu import build as compiling
+from outsize.kernels.cpu import library
+from outsize.kernels.cpu.library import NoLibrary, describe, forget, kernels, load
+from outsize.kernels.dispatch import linear
+from outsize.models.formats import Packing
 
 
 def have_library() -> bool:
@@ -49,7 +49,7 @@ def test_the_library_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     check = kernels_in_use()
     assert check.state == "note"
     assert check.value == "torch: the kernels were not compiled"
-    assert "outsize.kernels.build" in check.remedy
+    assert "outsize.kernels.cpu.build" in check.remedy
     monkeypatch.setenv("OUTSIZE_KERNELS", "avx2")
     with pytest.raises(UsageError, match="OUTSIZE_KERNELS=avx2, but the kernels were not compiled"):
         kernels()
@@ -95,8 +95,8 @@ def test_the_best_build_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> No
 def test_torchs_threads_are_joined_and_no_second_openmp_is_loaded() -> None:
     program = (
         "import os, re, torch\n"
-        "from outsize.kernels.library import load\n"
-        "from outsize.kernels.matmul import linear\n"
+        "from outsize.kernels.cpu.library import load\n"
+        "from outsize.kernels.dispatch import linear\n"
         "torch.set_num_threads(4)\n"
         "x, w = torch.ones(64, 512), torch.ones(4096, 512)\n"
         "x @ w.T\n"

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from outsize.errors import OutsizeError
-from outsize.facts.packing import Packing
-from outsize.kernels import twins
+from outsize.kernels import reference
 from outsize.kernels.packed import PackedWeight
+from outsize.models.formats import Packing
 
 OUT, INPUTS = 13, 96
 
@@ -58,17 +58,17 @@ def test_what_it_stands_for(bits: int, words: bool, group: int, zero_points: boo
 def test_integers_as_the_package_packs_them(bits: int) -> None:
     values = torch.randint(-(1 << (bits - 1)), 1 << (bits - 1), (5, 37), dtype=torch.int8)
     words = pack_to_int32(values, bits)
-    assert torch.equal(twins.unpack(words, bits, 37), values)
+    assert torch.equal(reference.unpack(words, bits, 37), values)
     assert torch.equal(unpack_from_int32(words, bits, values.shape), values)
 
 
 @pytest.mark.parametrize("words", [True, False])
 def test_a_large_one_is_unpacked_in_pieces(words: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     packed, weight = make(8, words=words)
-    monkeypatch.setattr(twins, "UNPACKED_BYTES", 1)
+    monkeypatch.setattr(reference, "UNPACKED_BYTES", 1)
     for rows in (1, 20):
         x, bias = torch.rand(rows, INPUTS).bfloat16(), torch.rand(OUT).bfloat16()
-        found = twins.linear(x, packed, bias)
+        found = reference.linear(x, packed, bias)
         assert torch.allclose(found, functional.linear(x, weight, bias), rtol=0.02)
 
 

@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Iterable
 
-from outsize.facts.model import StoredTensor
+from outsize.models.spec import StoredTensor
+from outsize.store.buffer import Memory
 from outsize.store.layout import lay_out
-from outsize.store.memory import Memory
 from outsize.store.stream import Cargo, Stay
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from outsize.facts.model import StoredTensor
+from outsize.models.spec import StoredTensor
 from outsize.store.layout import ALIGNMENT, GAP, lay_out
 
 

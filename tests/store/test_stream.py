@@ -16,7 +16,7 @@ from store.fake_files import FakeFiles, holds, make_cargo
 
 from outsize.errors import DamagedModel, ModelChanged, OutsizeError
 from outsize.store import stream as module
-from outsize.store.memory import Memory
+from outsize.store.buffer import Memory
 from outsize.store.stream import Stay, Stream
 
 PATIENCE = 20.0  # seconds after which a test counts as stuck

@@ -1,1 +1,1 @@
-"""CPU matmul kernels and their plain-torch twins."""
+"""Matmuls over weights as they are stored, each beside its plain-torch reference."""

@@ -9,11 +9,11 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from outsize.errors import OutsizeError
-from outsize.facts.bf12 import EXCEPTION_LIMIT, LINE, MOST_INPUTS, bf12_bytes, bf12_parts, most_exceptions
-from outsize.kernels import bf12_twins
-from outsize.kernels.library import Kernels, kernels
-from outsize.kernels.matmul import MOST_ROWS, TYPES
+from outsize.kernels import bf12_reference
+from outsize.kernels.cpu.library import Kernels, kernels
+from outsize.kernels.dispatch import MOST_ROWS, TYPES
 from outsize.kernels.packed import METHODS, SAME, VIEWS
+from outsize.models.bf12_layout import EXCEPTION_LIMIT, LINE, MOST_INPUTS, bf12_bytes, bf12_parts, most_exceptions
 
 # What is asked of a tensor without its numbers; what gives them elsewhere or in another type gives them expanded.
 ASKED = METHODS - frozenset("to cpu cuda type_as clone contiguous float double half bfloat16".split())
@@ -57,7 +57,7 @@ class Bf12Weight(torch.Tensor):
             raise ValueError("rows are expanded into a contiguous bfloat16 tensor of their shape")
         build = kernels()
         if build is None:
-            bf12_twins.expand(bf12_twins.parts_of(self.stored, out, inputs, self.limit), first, last, into)
+            bf12_reference.expand(bf12_reference.parts_of(self.stored, out, inputs, self.limit), first, last, into)
         else:
             threads = torch.get_num_threads()
             build.bf12_expand(build.index, threads, first, last, into.data_ptr(), out, inputs, *addresses)
@@ -109,7 +109,7 @@ def encode(weight: Tensor, limit: float = EXCEPTION_LIMIT, into: Tensor | None =
     stored = _room(bf12_bytes(out, inputs, limit), into)
     most, build = most_exceptions(out, inputs, limit), kernels()
     if build is None:
-        found = bf12_twins.encode(weight.detach(), bf12_twins.parts_of(stored, out, inputs, limit), most)
+        found = bf12_reference.encode(weight.detach(), bf12_reference.parts_of(stored, out, inputs, limit), most)
     else:
         found = build.bf12_encode(
             build.index, torch.get_num_threads(), weight.data_ptr(), weight.stride(0), most, out, inputs,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from outsize.kernels.matmul import linear
+from outsize.kernels.dispatch import linear
 
 
 class KernelWeight(torch.Tensor):

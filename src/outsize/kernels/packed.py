@@ -10,8 +10,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from outsize.errors import OutsizeError
-from outsize.facts.packing import Packing
-from outsize.kernels import matmul, twins
+from outsize.kernels import dispatch, reference
+from outsize.models.formats import Packing
 
 ATEN = torch.ops.aten
 SAME = frozenset({ATEN.detach.default, ATEN.alias.default, ATEN.lift_fresh.default})
@@ -63,7 +63,7 @@ class PackedWeight(torch.Tensor):
 
     def dequantised(self) -> torch.Tensor:
         """The weight multiplied out: [out, in] in the scales' data type, on the same device."""
-        return twins.dequantise(
+        return reference.dequantise(
             self.values, self.scale, self.zero_point, self.packing, tuple(self.shape), self.scale.dtype
         )
 
@@ -120,5 +120,5 @@ class PackedWeight(torch.Tensor):
 def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``functional.linear``, by the names that it gives its arguments."""
     if isinstance(weight, PackedWeight) and not isinstance(input, PackedWeight) and not isinstance(bias, PackedWeight):
-        return matmul.linear(input, weight, bias)
+        return dispatch.linear(input, weight, bias)
     return functional.linear(*tree_map_only(PackedWeight, PackedWeight.dequantised, (input, weight, bias)))

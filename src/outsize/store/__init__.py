@@ -1,1 +1,1 @@
-"""Bytes at rest and in motion: readers, buffers, streams."""
+"""Weights in motion: layouts, aligned buffers, direct reads and the stream."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from outsize.facts.model import StoredTensor
+from outsize.models.spec import StoredTensor
 
 ALIGNMENT = 4096  # direct reads: file offset, length and address in multiples of the device's block, 4 KiB at most
 # Bytes between two tensors that are read along: not more than a range of its own would lose at its two ends, so that a

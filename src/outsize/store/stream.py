@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from outsize.errors import OutsizeError
-from outsize.store.direct_files import Files
+from outsize.store.buffer import Memory
 from outsize.store.layout import Extent, Layout
-from outsize.store.memory import Memory
+from outsize.store.reader import Files
 
 # More than keep the drive busy: some of them wait for the interpreter while the model computes.
 READERS = 8

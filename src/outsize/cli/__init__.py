@@ -1,0 +1,1 @@
+"""The command line: arguments, tables, plots and progress bars."""

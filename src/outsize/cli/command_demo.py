@@ -1,0 +1,134 @@
+"""``outsize demo``: the bundled model, split over memory and disk, answers few-shot prompts. Needs no network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+from outsize.api import prepare
+from outsize.cli import layer_map, plot
+from outsize.engine.loader import Opening, check_fits, open_model
+from outsize.engine.text import Generation, Settings, generate, load_tokenizer
+from outsize.planner.footprint import resident_bytes
+from outsize.planner.plan import Plan
+from outsize.sizes import format_size
+
+# Few-shot prompts whose last word the model never saw in training, and what it should say.
+PROMPTS = (
+    ("upper-case", "dish -> DISH\nmojanago -> MOJANAGO\njift ->", "JIFT"),
+    ("reverse", "ajea -> aeja\nejim -> mije\njob -> boj\nfri ->", "irf"),
+    ("plural", "field -> fields\nbike -> bikes\nblexoor ->", "blexoors"),
+    ("last letter", "toroo -> o\nrobot -> t\nstamp ->", "p"),
+    ("no vowels", "koamo -> km\ncamp -> cmp\nsnabr -> snbr\nsnoales ->", "snls"),
+    ("next day", "sunday -> monday\nwednesday -> thursday\nthursday ->", "friday"),
+    ("sequence", "t u v -> w\n4 5 6 -> 7\n9 10 11 ->", "12"),
+)
+ROOM = 0.5  # of the weights may rest in memory; the others are read from disk for every token
+NEW_TOKENS = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``outsize demo``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, show, answer, compare. 1 if an answer is wrong."""
+    with resources.as_file(resources.files("outsize") / "demo_model") as folder:
+        opening = _prepare(folder)
+        check_fits(opening.spec, opening.plan)
+        if not args.json:
+            print("\n".join(introduction(opening)))
+        answers = answer_all(opening, quiet=args.json)
+    right = sum(given.text.strip() == wanted for (_, _, wanted), given in zip(PROMPTS, answers, strict=True))
+    if args.json:
+        print(json.dumps(demo_to_json(opening.plan, answers, right)))
+    else:
+        print("\n".join(["", *comparison(opening.plan, answers), "", f"{right} of {len(PROMPTS)} answers are right"]))
+    return 0 if right == len(PROMPTS) else 1
+
+
+def introduction(opening: Opening) -> list[str]:
+    """What is to be seen: the model, the machine, where everything lies."""
+    spec, plan = opening.spec, opening.plan
+    unicode, terminal = "utf" in (sys.stdout.encoding or "").lower(), sys.stdout.isatty()
+    weights = sum(resident_bytes(module, plan.weights) for module in spec.modules)
+    return [
+        (
+            f"A {spec.architecture} of {spec.parameters / 1e6:.1f} million parameters ({weights / 2**20:.1f} MiB), "
+            f"where only {_room(opening) / 2**20:.1f} MiB of weights may stay in memory:"
+        ),
+        "",
+        f"  {layer_map.layers(spec, plan, unicode=unicode)}",
+        "",
+        *plot.tiers(plan, unicode=unicode, colour=terminal),
+        "",
+    ]
+
+
+def answer_all(opening: Opening, *, quiet: bool) -> list[Generation]:
+    """All prompts, one after the other, on one loaded model."""
+    began = time.monotonic()
+    model = open_model(opening)
+    try:
+        assert opening.folder.path is not None
+        tokenizer = load_tokenizer(opening.folder.path)
+        answers = []
+        for task, prompt, wanted in PROMPTS:
+            given = generate(model, tokenizer, prompt, Settings(NEW_TOKENS), began, lambda text: None)
+            answers.append(given)
+            began = time.monotonic()
+            if not quiet:
+                shots = " | ".join(prompt.splitlines())
+                verdict = "" if given.text.strip() == wanted else f"   (should be {wanted})"
+                print(f"  {task:>14}:  {shots} {given.text.strip()}{verdict}", flush=True)
+        return answers
+    finally:
+        model.outsize.close()
+
+
+def comparison(plan: Plan, answers: list[Generation]) -> list[str]:
+    """Predicted beside measured; the first token's is the first prompt's, for only that one waits for the load."""
+    token_s = _mean([given.token_s for given in answers if given.token_s])
+    disk = _mean([given.disk_bytes_per_token for given in answers if given.token_s])
+    ram = plan.usage["ram"]
+    rows = [
+        ("", "predicted", "measured"),
+        ("first token", f"{plan.predicted.first_token_s:.2f} s", f"{answers[0].first_token_s:.2f} s"),
+        ("each further", f"{plan.predicted.token_s * 1e3:.1f} ms", f"{token_s * 1e3:.1f} ms"),
+        ("disk a token", f"{plan.predicted.disk_bytes_per_token / 2**20:.2f} MiB", f"{disk / 2**20:.2f} MiB"),
+        ("memory", f"at most {format_size(ram.total_bytes)}", format_size(answers[-1].peak_ram_bytes)),
+    ]
+    return [f"  {name:13} {predicted:>20} {measured:>14}" for name, predicted, measured in rows]
+
+
+def demo_to_json(plan: Plan, answers: list[Generation], right: int) -> dict[str, object]:
+    """The figures of the demo."""
+    return {
+        "schema": 1,
+        "answers": [given.text.strip() for given in answers],
+        "right": right,
+        "first_token_s": answers[0].first_token_s,
+        "token_s": _mean([given.token_s for given in answers if given.token_s]),
+        "disk_bytes_per_token": _mean([given.disk_bytes_per_token for given in answers if given.token_s]),
+        "peak_ram_bytes": answers[-1].peak_ram_bytes,
+        "predicted": {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s},
+    }
+
+
+def _prepare(folder: Path) -> Opening:
+    whole = prepare(str(folder), no_gpu=True, context=128)
+    room = int(whole.spec.weight_bytes * ROOM)
+    return prepare(str(folder), no_gpu=True, context=128, weight_limits={"ram": room})
+
+
+def _room(opening: Opening) -> int:
+    return dict(opening.plan.request.weight_limits)["ram"]
+
+
+def _mean(values: list[float] | list[int]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,198 @@
+"""``outsize doctor``: one screen that says whether all is as it should be here, and what to do where it is not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import outsize
+from outsize.errors import UsageError
+from outsize.machine.cgroup import memory_limits
+from outsize.machine.detect import EMULATE, identity, this_machine, usable_cores
+from outsize.machine.host import Host
+from outsize.machine.machine import Machine
+from outsize.machine.profile import load_profile, profile_path
+from outsize.paths import hub_cache
+from outsize.sizes import format_size
+
+State = Literal["ok", "note", "broken"]
+MARKS = {"ok": " ", "note": "?", "broken": "!"}
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+LEAST_FREE = 1 << 30
+OLD_PROFILE_S = 180 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line. ``note``: it works, but could be better; ``broken``: it does not."""
+
+    name: str
+    value: str
+    state: State = "ok"
+    remedy: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``outsize doctor``."""
+    parser.add_argument("--path", type=Path, metavar="DIR", help="where models lie (default: Hugging Face's cache)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the checks; 1 if something is broken."""
+    checks = list(examine(args.path or hub_cache(os.environ)))
+    if args.json:
+        print(json.dumps({"schema": 1, "checks": [asdict(check) for check in checks]}))
+    else:
+        for check in checks:
+            print(f"{MARKS[check.state]} {check.name:12} {check.value}")
+            if check.remedy:
+                print(f"{'':15}try: {check.remedy}")
+    return 1 if any(check.state == "broken" for check in checks) else 0
+
+
+def examine(models: Path) -> Iterator[Check]:
+    """All checks, in the order of the screen."""
+    host = Host()
+    machine = this_machine(models)
+    yield Check("outsize", f"{outsize.__version__}, Python {platform.python_version()}, Linux {platform.release()}")
+    yield from libraries()
+    yield from processor(host)
+    yield memory(host, machine)
+    yield huge_pages(host)
+    yield from gpus(machine)
+    yield from drive(machine, models)
+    yield measured()
+    yield kernels_in_use()
+
+
+def libraries() -> Iterator[Check]:
+    """torch by importing it; transformers by its version, for its import takes seconds."""
+    try:
+        import torch
+    except Exception as error:  # noqa: BLE001  a broken installation may fail in any way
+        yield Check("torch", f"cannot be imported: {error}", "broken", "pip install --force-reinstall torch")
+    else:
+        yield Check("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    try:
+        version = metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        yield Check("transformers", "is not installed", "broken", "pip install 'transformers>=5.20,<6'")
+    else:
+        known = version.partition(".")[0] == "5"
+        yield Check("transformers", version, "ok" if known else "broken", "" if known else "transformers>=5.20,<6")
+
+
+def processor(host: Host) -> Iterator[Check]:
+    """The processor, its cores and those of its instruction sets that matter here."""
+    found = re.search(r"^flags\s*:\s*(.*)$", host.text("/proc/cpuinfo") or "", re.MULTILINE)
+    flags = set(found[1].split()) if found else set()
+    cores = usable_cores(host)
+    busy = os.getloadavg()[0]
+    yield Check("processor", f"{identity(host).cpu}, {cores} cores, {len(host.affinity)} threads, load {busy:.1f}")
+    here = [name for name in FEATURES if name in flags]
+    yield Check("instructions", ", ".join(here) or "none of those that speed matmuls up", "ok" if here else "note")
+
+
+def memory(host: Host, machine: Machine) -> Check:
+    """What is free, and whether a control group bounds it."""
+    ram = machine.ram
+    limits = [limit.limit_bytes for limit in memory_limits(host)]
+    bound = ", by its control group" if limits and min(limits) <= ram.capacity_bytes else ""
+    value = f"{format_size(ram.free_bytes)} free of {format_size(ram.capacity_bytes)}{bound}"
+    if ram.free_bytes < LEAST_FREE:
+        return Check("memory", value, "broken", "end other programs, or a larger limit")
+    return Check("memory", value)
+
+
+def huge_pages(host: Host) -> Check:
+    """Whether buffers get huge pages: worth up to a third of the memory's rate."""
+    text = host.text("/sys/kernel/mm/transparent_hugepage/enabled") or ""
+    chosen = re.search(r"\[(\w+)\]", text)
+    if chosen is None:
+        return Check("huge pages", "the kernel does not say", "note")
+    if chosen[1] == "never":
+        remedy = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
+        return Check("huge pages", "never: memory is read up to a third slower", "note", remedy)
+    return Check("huge pages", chosen[1])
+
+
+def gpus(machine: Machine) -> Iterator[Check]:
+    """What the driver sees, and whether torch sees it too."""
+    if os.environ.get(EMULATE):
+        sizes = ", ".join(format_size(gpu.capacity_bytes) for gpu in machine.gpus)
+        yield Check("GPUs", f"emulated: {sizes}", "note", f"unset {EMULATE} to use real ones")
+        return
+    seen = _torch_uuids()
+    if not machine.gpus:
+        yield Check("GPUs", "none that the driver shows", "ok" if not seen else "note")
+        return
+    for gpu in machine.gpus:
+        value = f"{gpu.label}, {format_size(gpu.free_bytes)} free of {format_size(gpu.capacity_bytes)}"
+        if gpu.uuid.removeprefix("GPU-").lower() in seen:
+            yield Check(gpu.name, value)
+        else:
+            yield Check(gpu.name, f"{value}; torch does not see it", "broken", "a torch with CUDA, or --no-gpu")
+
+
+def _torch_uuids() -> set[str]:
+    try:
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        properties: list[Any] = [torch.cuda.get_device_properties(index) for index in range(count)]
+    except Exception:  # noqa: BLE001  said already, or no working CUDA: none is seen
+        return set()
+    return {str(one.uuid).removeprefix("GPU-").lower() for one in properties}
+
+
+def drive(machine: Machine, models: Path) -> Iterator[Check]:
+    """Where models lie: room, and whether direct reads work."""
+    disk = machine.disk
+    room = f"{format_size(disk.free_bytes)} free of {format_size(disk.capacity_bytes)} on {disk.label}"
+    yield Check("models", f"{models}: {room}")
+    try:
+        from outsize.probe.disk import folder_is_direct
+
+        direct = folder_is_direct(models)
+    except Exception as error:  # noqa: BLE001  no permission, a full disk, a broken torch: the screen goes on
+        yield Check("direct reads", f"not tried: {error}", "note", "a folder that can be written")
+        return
+    if direct:
+        yield Check("direct reads", "work")
+    else:
+        yield Check("direct reads", "are refused there: reads go through the page cache", "note", "a local drive")
+
+
+def measured() -> Check:
+    """Whether the machine was measured, when, and where that is kept."""
+    path = profile_path()
+    kept = load_profile(path, identity())
+    if kept.profile is None:
+        return Check("measured", f"no: {kept.reason.partition(';')[0]}", "note", "outsize probe")
+    age = time.time() - path.stat().st_mtime
+    old = age > OLD_PROFILE_S
+    value = f"{kept.profile.date or 'at an unknown time'}, kept in {path}"
+    return Check("measured", value, "note" if old else "ok", "outsize probe, to measure again" if old else "")
+
+
+def kernels_in_use() -> Check:
+    """Which build of the CPU kernels computes here, or why it is torch."""
+    try:
+        from outsize.kernels.cpu.library import describe
+
+        value, remedy = describe()
+    except UsageError as error:
+        return Check("CPU kernels", error.what, "broken", f"OUTSIZE_KERNELS={error.have or 'auto'}")
+    except Exception as error:  # noqa: BLE001  a broken torch was said already
+        return Check("CPU kernels", f"not known: {error}", "broken")
+    return Check("CPU kernels", value, "note" if remedy else "ok", remedy)

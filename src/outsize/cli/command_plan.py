@@ -1,0 +1,209 @@
+"""``outsize plan``: what fits where, and how fast it would be, before anything is downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from outsize.cli import arguments, plot
+from outsize.errors import DoesNotFit
+from outsize.machine.describe import parse_machine
+from outsize.machine.machine import Machine
+from outsize.models.resolve import resolve_spec
+from outsize.models.spec import ModelSpec
+from outsize.options import drop_gpus, request_for
+from outsize.planner.plan import Item, Plan
+from outsize.planner.plan_json import plans_to_json
+from outsize.planner.planner import choose, plan_all
+from outsize.sizes import format_rate, format_size
+
+if TYPE_CHECKING:
+    from outsize.cli.dataset_forecast import Forecast
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``outsize plan``."""
+    arguments.add_model(parser)
+    arguments.add_request(parser)
+    parser.set_defaults(batch=None)
+    parser.add_argument("--prompt", type=int, metavar="N", help="tokens the first token waits for (default: 512)")
+    parser.add_argument(
+        "--machine",
+        default="local",
+        metavar="M",
+        help="local, a preset, a JSON file, or e.g. gpu=24GiB,ram=64GiB,disk=2TiB@3GB/s",
+    )
+    parser.add_argument("--dataset", metavar="DATA", help="a JSONL file: what outsize score or batch would take for it")
+    parser.add_argument("--sequences", type=int, metavar="N", help="the same, for N sequences of --tokens")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens of each of --sequences")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="that each sequence generates; none: scoring")
+    parser.add_argument("--explain", action="store_true", help="say why every module rests where it does")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the picture as .svg or .png")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plans; 3 where none fits."""
+    spec = resolve_spec(args.model, args.revision)
+    folder = Path(args.model)
+    machine = parse_machine(args.machine, model_path=folder if folder.is_dir() else None)
+    machine = drop_gpus(machine) if args.no_gpu else machine
+    if args.dataset is not None or args.sequences is not None:
+        return _run_dataset(args, spec, machine)
+    request = request_for(
+        spec,
+        machine,
+        context=args.context,
+        batch=1 if args.batch is None else args.batch,
+        prompt=args.prompt,
+        ram=args.ram,
+        gpu_memory=arguments.sizes(args.gpu_memory),
+        weight_limits=arguments.limits_by_tier(args.weight_limit),
+    )
+    plans = plan_all(spec, machine, request, (args.weights,) if args.weights else None)
+    return _show(args, spec, machine, plans, choose(plans))
+
+
+def _run_dataset(args: argparse.Namespace, spec: ModelSpec, machine: Machine) -> int:
+    """The same for a dataset: imported only here, for other plans answer in half a second."""
+    from outsize.cli.dataset_forecast import forecast
+
+    found = forecast(args, spec, machine)
+    return _show(args, spec, machine, found.plans, found.best, found)
+
+
+def _show(
+    args: argparse.Namespace,
+    spec: ModelSpec,
+    machine: Machine,
+    plans: Sequence[Plan],
+    best: int,
+    dataset: Forecast | None = None,
+) -> int:
+    request = plans[best].request
+    if args.plot is not None:
+        title = f"{spec.id} on {machine.name}, context {request.context}, batch {request.batch}"
+        plot.plot(plans, best, title, args.plot)
+    if args.json:
+        shown = plans_to_json(spec, machine, request, plans, best)
+        print(json.dumps(shown if dataset is None else dataset.add_to(shown)))
+    else:
+        terminal = sys.stdout.isatty()
+        unicode = "utf" in (sys.stdout.encoding or "").lower()
+        print("\n".join(answer(spec, machine, plans, best, unicode=unicode, colour=terminal)))
+        if dataset is not None:
+            print("\n".join(["", *dataset.lines()]))
+        if args.explain:
+            print("\n".join(["", f"why, for {plans[best].weights}:", *explain(spec, plans[best])]))
+    return 0 if plans[best].fits else DoesNotFit.exit_code
+
+
+def answer(
+    spec: ModelSpec, machine: Machine, plans: Sequence[Plan], best: int, *, unicode: bool, colour: bool
+) -> list[str]:
+    """All lines of the text: the model, the machine, the formats side by side, and the chosen one's tiers as bars."""
+    chosen = plans[best]
+    lines = [*heading(spec, machine, chosen), "", *table(machine, plans, best)]
+    for plan in plans:
+        lines += [f"  {plan.weights}: {remedy}" for remedy in plan.remedies]
+    lines += ["", f"{chosen.weights}, tier by tier:" if chosen.fits else f"{chosen.weights}, at the least:"]
+    lines += plot.tiers(chosen, unicode=unicode, colour=colour)
+    lines.append(f"        {plot.legend(list(chosen.usage.values()), unicode=unicode)}")
+    return [*lines, *notes(spec, machine, chosen)]
+
+
+def heading(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
+    """The model, the machine and the request, a line each. A ``~`` marks rates that nobody measured."""
+    devices = []
+    for device in machine.devices:
+        about = "~" if device.is_assumed("bytes_per_s") else ""
+        free = "" if device.free_bytes == device.capacity_bytes else f" ({format_size(device.free_bytes)} free)"
+        rate = f" at {about}{format_rate(device.bytes_per_s)}" if device.bytes_per_s else ""
+        devices.append(f"{device.name} {format_size(device.capacity_bytes)}{free}{rate}")
+    request = plan.request
+    kind = f"{' and '.join(sorted(spec.formats))} with {spec.dtype}" if spec.formats else spec.dtype
+    blocks = f"{len(spec.blocks)} blocks, {kind}, {format_size(spec.weight_bytes)}"
+    return [
+        f"{spec.id}: {billions(spec.parameters)} parameters in {blocks}",
+        f"on {machine.name}: {', '.join(devices)}",
+        f"for context {request.context}, batch {request.batch}, a prompt of {min(request.prompt, request.context)}",
+    ]
+
+
+def billions(count: int) -> str:
+    """``176.2 billion``, or ``3.4 million``."""
+    return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+
+
+def table(machine: Machine, plans: Sequence[Plan], best: int) -> list[str]:
+    """The formats side by side; ``>`` marks the one to choose."""
+    rows = [("", "weights", "fits", "size", "s/token", "first token", "limited by", "disk per token")]
+    for index, plan in enumerate(plans):
+        predicted, about = plan.predicted, "~" if assumed(machine, plan) else ""
+        rows.append(
+            (
+                ">" if index == best and plan.fits else "",
+                plan.weights,
+                "yes" if plan.fits else f"no: lacks {format_size(plan.shortfall_bytes)}",
+                format_size(plan.file_bytes),
+                f"{about}{predicted.token_s:.3g} s" if plan.fits else "-",
+                f"{about}{predicted.first_token_s:.3g} s" if plan.fits else "-",
+                predicted.bottleneck if plan.fits else "-",
+                format_size(predicted.disk_bytes_per_token) if plan.fits else "-",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def assumed(machine: Machine, plan: Plan) -> bool:
+    """Whether a rate that nobody measured went into the plan's seconds. The disk is read in any case, to load."""
+    used = {item.compute for item in plan.items} | {"disk"}
+    return any(device.assumed for device in machine.devices if device.name in used)
+
+
+def notes(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
+    """What the reader should know besides."""
+    lines = []
+    if assumed(machine, plan):
+        measure = "; `outsize probe` measures this machine" if machine.name == "local" else ""
+        lines.append(f"~ from rates that were assumed, not measured{measure}")
+    if plan.weights == "native" and machine.disk.free_bytes < spec.weight_bytes <= machine.disk.capacity_bytes:
+        free = format_size(machine.disk.free_bytes)
+        lines.append(f"the disk has {free} free: not enough to download {format_size(spec.weight_bytes)}")
+    return ["", *lines] if lines else []
+
+
+def explain(spec: ModelSpec, plan: Plan) -> list[str]:
+    """Why every module rests where it does, equal reasons together."""
+    groups: dict[tuple[str, str, str], list[Item]] = {}
+    for item in plan.items:
+        groups.setdefault((item.home, item.compute, item.reason), []).append(item)
+    return [
+        f"  {home}{'' if home == compute else f', computed in {compute}'}: "
+        f"{', '.join(merged([item.module for item in items]))} ({format_size(sum(item.bytes for item in items))})\n"
+        f"      {reason}"
+        for (home, compute, reason), items in groups.items()
+    ]
+
+
+def merged(names: Sequence[str]) -> list[str]:
+    """Names that differ in a trailing number, once: ``layers.0``, ``layers.1``, ``layers.4`` as ``layers.0-1,4``."""
+    stems: dict[str, list[int]] = {}
+    for name in names:
+        found = re.fullmatch(r"(.*\.)(\d+)", name)
+        stems.setdefault(found[1] if found else name, []).extend([int(found[2])] if found else [])
+    texts = []
+    for stem, numbers in stems.items():
+        runs: list[list[int]] = []
+        for number in sorted(numbers):
+            if runs and runs[-1][-1] == number - 1:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        texts.append(stem + ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs))
+    return texts

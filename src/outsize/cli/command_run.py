@@ -1,0 +1,162 @@
+"""``outsize run``: text from a prompt, on whatever this machine has."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from outsize.api import prepare
+from outsize.cli import arguments, layer_map, progress
+from outsize.engine.loader import Opening, check_fits, open_model
+from outsize.engine.text import Generation, Settings, count_tokens, generate, load_tokenizer
+from outsize.errors import OutsizeError, UsageError
+from outsize.planner.plan import Plan
+from outsize.sizes import format_size
+
+SCHEMA = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``outsize run``."""
+    arguments.add_model(parser)
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt (default: standard input)")
+    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="take the prompt from a file")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sample at this temperature (default: greedy)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the most likely P of the probability")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+    parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search (default: 1, none)")
+    parser.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
+    arguments.add_request(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the text as it comes, or one JSON object; what it took goes to stderr."""
+    settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.beams, args.seed)
+    prompt = read_prompt(args.prompt, args.prompt_file)
+    opening = _prepare(args, prompt, settings)
+    check_fits(opening.spec, opening.plan)
+    note = _Quiet() if args.json else _Notes()
+    note.plan(opening)
+    result = answer(opening, prompt, settings, note.progress, (lambda text: None) if args.json else _to_stdout)
+    if args.json:
+        print(json.dumps(run_to_json(result, opening.plan)))
+    else:
+        print()
+        note.result(result, opening.plan)
+    return 0
+
+
+def answer(
+    opening: Opening,
+    prompt: str,
+    settings: Settings,
+    on_load: Callable[[int, int], None],
+    on_text: Callable[[str], None],
+) -> Generation:
+    """Loads the model, answers one prompt, and closes it, whatever happens."""
+    began = time.monotonic()
+    model = open_model(opening, on_load)
+    try:
+        assert opening.folder.path is not None  # open_model has seen to it
+        tokenizer = load_tokenizer(opening.folder.path)
+        return generate(model, tokenizer, prompt, settings, began, on_text)
+    finally:
+        model.outsize.close()
+
+
+def run_to_json(result: Generation, plan: Plan) -> dict[str, object]:
+    """The object that ``run --json`` prints."""
+    predicted = {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s}
+    return {"schema": SCHEMA, "weights": plan.weights, **asdict(result), "predicted": predicted}
+
+
+def read_prompt(argument: str | None, file: Path | None) -> str:
+    """The prompt from the argument, a file or standard input. Raises UsageError for none, or for two."""
+    if argument is not None and file is not None:
+        raise UsageError("there are two prompts", remedy="PROMPT or --prompt-file, not both")
+    if file is not None:
+        try:
+            return file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OutsizeError(f"{file} cannot be read: {error}") from error
+    if argument is not None and argument != "-":
+        text = argument
+    elif argument is None and sys.stdin.isatty():
+        raise UsageError("there is no prompt", remedy="outsize run MODEL PROMPT, or pipe one in")
+    else:
+        text = sys.stdin.read()
+    if not text:
+        raise UsageError("the prompt is empty")
+    return text
+
+
+def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> Opening:
+    def tokens(folder: Path) -> int:
+        return count_tokens(folder, prompt)
+
+    return prepare(
+        args.model,
+        weights=args.weights or "native",
+        context=args.context,
+        batch=max(args.batch, settings.beams),
+        prompt=tokens,
+        on_download=None if args.json else progress.Bytes("downloading").to,
+        on_convert=(lambda done, total: None) if args.json else progress.Bytes("converting").to,
+        new_tokens=settings.max_new_tokens,
+        ram=args.ram,
+        gpu_memory=arguments.sizes(args.gpu_memory),
+        no_gpu=args.no_gpu,
+        weight_limits=arguments.limits_by_tier(args.weight_limit),
+        revision=args.revision,
+    )
+
+
+def _to_stdout(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+class _Quiet:
+    """Says nothing on the way."""
+
+    def plan(self, opening: Opening) -> None:
+        """What was decided."""
+
+    def progress(self, done: int, total: int) -> None:
+        """How much has been loaded."""
+
+    def result(self, result: Generation, plan: Plan) -> None:
+        """What it took."""
+
+
+class _Notes(_Quiet):
+    """Says on stderr what happens."""
+
+    def __init__(self) -> None:
+        self._bar = progress.Bytes("loading")
+
+    def plan(self, opening: Opening) -> None:
+        spec, chosen = opening.spec, opening.plan
+        unicode = "utf" in (sys.stderr.encoding or "").lower()
+        _say(f"{spec.id}: {format_size(spec.weight_bytes)} of {spec.dtype}, {len(spec.blocks)} blocks")
+        _say(layer_map.layers(spec, chosen, unicode=unicode))
+
+    def progress(self, done: int, total: int) -> None:
+        self._bar.to(done, total)
+
+    def result(self, result: Generation, plan: Plan) -> None:
+        expected = plan.predicted
+        first = f"first token {result.first_token_s:.2f} s (predicted {expected.first_token_s:.2f})"
+        rate = f"{1 / result.token_s:.3g} tokens/s" if result.token_s else "no further token"
+        further = f"then {rate}, {result.token_s:.3f} s/token (predicted {expected.token_s:.3f})"
+        disk = f"{format_size(result.disk_bytes_per_token)} a token from disk"
+        _say(f"{first}, {further}, {disk}, peak memory {format_size(result.peak_ram_bytes)}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

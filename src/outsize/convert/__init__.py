@@ -1,0 +1,1 @@
+"""Writes a model again in another weight format."""

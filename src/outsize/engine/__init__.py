@@ -1,0 +1,1 @@
+"""Runs a transformers model over weights that rest in several tiers."""

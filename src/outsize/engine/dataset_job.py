@@ -1,0 +1,127 @@
+"""A dataset underway: micro-batches as jobs, what comes of them, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from outsize.engine.batching import Batch, Group, Packer
+from outsize.engine.logits import Head, Pick
+from outsize.engine.scheduler import Job, Scheduler
+from outsize.engine.sequence import Row, padded
+from outsize.engine.sweep import Sweep
+from outsize.models.spec import ModelSpec
+from outsize.planner.batches import Burden, Shape, kept_rows_bytes, logit_rows
+from outsize.planner.plan import Plan
+
+
+class Work(ABC):
+    """The part that scoring and generating have in common. ``results`` yields each as it is ready.
+
+    ``errors``: of each request, why it cannot be computed, or "".
+    """
+
+    def __init__(self, model: Any, spec: ModelSpec, plan: Plan, sweep: Sweep) -> None:
+        self.model, self.spec = model, spec
+        self.packer = Packer(model, spec, plan)
+        self._kept_rows = kept_rows_bytes(plan)
+        self.tokens = 0  # computed so far
+        self.errors: list[str] = []
+        self.groups: list[Group] = []  # to be computed, in this order
+        self.most_logits = logit_rows(spec)
+        self.head: Head | None = None
+        self._sweep = sweep
+        self._batches: dict[Job, Batch] = {}
+        self._held: dict[int, tuple[Burden, int]] = {}  # stems that are kept: what they take, micro-batches to come
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The micro-batches in the order in which they begin."""
+        return [batch.shape for group in self.groups for batch in group]
+
+    @abstractmethod
+    def refused(self) -> Iterator[Any]:
+        """Results of requests that are not computed at all."""
+
+    @abstractmethod
+    def compute(self, batch: Batch) -> Any:
+        """What a micro-batch's job does; in a greenlet."""
+
+    @abstractmethod
+    def finish(self, batch: Batch, value: Any) -> Iterator[Any]:
+        """Results that a micro-batch completes."""
+
+    @abstractmethod
+    def fail(self, row: Row, error: str) -> Iterator[Any]:
+        """Results of a row that failed alone."""
+
+    def results(self) -> Iterator[Any]:
+        """Computes, and yields a result for each request. Raises OutsizeError for what concerns all."""
+        yield from self.refused()
+        if not self.groups:
+            return
+        scheduler = Scheduler(self._sweep, self._fits)
+        running = scheduler.run()
+        self.head = Head(self.model)
+        self._sweep.keep_rows(self._kept_rows)
+        try:
+            scheduler.add([self._job(group) for group in self.groups])
+            self.groups = []
+            for job in running:
+                yield from self._settle(job, scheduler)
+        finally:
+            running.close()
+            self.head.close()
+            self._sweep.keep_rows(0)
+
+    def compute_stem(self, batch: Batch) -> None:
+        """Fills a cache. Nobody wants the logits; the head computes those of one position."""
+        assert batch.stem is not None
+        assert self.head is not None
+        before = batch.shape.past
+        ids = padded([row.tokens[before:] for row in batch.rows])
+        inputs = {"input_ids": ids, "past_key_values": batch.stem.cache, "use_cache": True}
+        for _ in self.head.logits(self.model, Pick([0], [ids.shape[1] - 1], self.most_logits), inputs):
+            pass
+
+    def _fits(self, burdens: Sequence[Burden]) -> bool:
+        return self.packer.room.fits([*burdens, *(burden for burden, _ in self._held.values())])
+
+    def _job(self, group: Group) -> Job:
+        first, *others = (Job(partial(self._run, b), self.packer.burden(b.shape)) for b in group)
+        first.together = tuple(others)
+        self._batches.update(zip(first.group, group, strict=True))
+        return first
+
+    def _run(self, batch: Batch) -> Any:
+        return self.compute_stem(batch) if batch.sharing else self.compute(batch)
+
+    def _settle(self, job: Job, scheduler: Scheduler) -> Iterator[Any]:
+        """What a job that is done gives; what failed together is tried again in smaller parts."""
+        batch = self._batches.pop(job)
+        self.tokens += batch.shape.rows * batch.shape.tokens
+        if batch.sharing:  # where it failed, those who share it fail too, and are tried again without it
+            if not batch.shape.lent and not job.failure:
+                self._held[id(batch.stem)] = (Burden(job.burden.resting, 0), batch.sharing)
+            return
+        self._forget_stem(batch)
+        if not job.failure:
+            yield from self.finish(batch, job.value)
+        elif batch.stem is None and len(batch.rows) == 1:
+            yield from self.fail(batch.rows[0], job.failure)
+        else:
+            scheduler.add(self._again(batch), first=True)
+
+    def _forget_stem(self, batch: Batch) -> None:
+        """Counts down to the last of those who share a stem."""
+        held = self._held.pop(id(batch.stem), None)
+        if held is not None and held[1] > 1:
+            self._held[id(batch.stem)] = (held[0], held[1] - 1)
+
+    def _again(self, batch: Batch) -> list[Job]:
+        """Without a stem first, then in halves."""
+        half = (len(batch.rows) + 1) // 2 if batch.stem is None else len(batch.rows)
+        parts = [part for part in (batch.rows[:half], batch.rows[half:]) if part]
+        return [self._job((small,)) for part in parts for small in self.packer.pack(part)]

@@ -1,0 +1,109 @@
+"""Caches that begin with another's: a prefix that many sequences share is computed once and lent block by block.
+
+The micro-batch of the prefix begins in the same sweep, right before those that share it, so in every block its keys and
+values are there when they come.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from outsize.models.spec import ModelSpec
+
+MOVING_ROPE = ("dynamic", "longrope")  # rotary tables that depend on the longest sequence beside
+
+
+def can_graft(model: Any, spec: ModelSpec) -> bool:
+    """Whether all that a model remembers of earlier tokens is keys and values of every one of them, in plain layers."""
+    if spec.encoder_decoder or moves_with_length(model):
+        return False
+    caches = [block.cache for block in spec.blocks]
+    plain = all(c.per_token and not c.fixed and c.window is None and not c.cross_per_token for c in caches)
+    layers = DynamicCache(config=model.config).layers
+    return plain and len(layers) == len(caches) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def moves_with_length(model: Any) -> bool:
+    """Whether a sequence's positions depend on how long the others are that compute with it."""
+    text = model.config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    kinds = [rope.get("rope_type"), *(r.get("rope_type") for r in rope.values() if isinstance(r, dict))]
+    return any(kind in MOVING_ROPE for kind in kinds)
+
+
+class GraftLayer(DynamicLayer):  # type: ignore[misc]
+    """One block's keys and values, behind those of a stem that others share too.
+
+    ``rows``: for each sequence its row in the stem; None where the stem is one row that all share. ``keep``: whether
+    its own are kept for later passes or for those grafted on it; ``takers``: layers after whose turn they are dropped.
+    """
+
+    keys: torch.Tensor | None
+    values: torch.Tensor | None
+
+    def __init__(self, stem: GraftLayer | None, length: int, rows: torch.Tensor | None, *, keep: bool) -> None:
+        super().__init__()
+        self.stem = stem
+        self.length = length  # of the stem
+        self.rows = rows
+        self.keep = keep
+        self.takers = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds new tokens, and gives all: [sequences, heads, stem + own, width] twice."""
+        keys, values = key_states, value_states
+        if self.keep:
+            keys, values = super().update(key_states, value_states)
+        if self.stem is None:
+            return keys, values
+        before = self.stem.pieces(self.rows, keys.shape[0])
+        if not self.keep:
+            self.stem.took()
+        return torch.cat([*(k for k, _ in before), keys], dim=-2), torch.cat([*(v for _, v in before), values], dim=-2)
+
+    def pieces(self, rows: torch.Tensor | None, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Its keys and values from the first token on, for ``count`` sequences: views where all share one row."""
+        keys, values = self.keys, self.values
+        if keys is None or values is None:
+            raise RuntimeError("the prefix that this sequence shares was not computed")
+
+        def chosen(states: torch.Tensor) -> torch.Tensor:
+            return states.expand(count, -1, -1, -1) if rows is None else states[rows.to(states.device)]
+
+        above = self.rows if self.rows is None or rows is None else self.rows[rows]
+        earlier = [] if self.stem is None else self.stem.pieces(above, count)
+        return [*earlier, (chosen(keys), chosen(values))]
+
+    def took(self) -> None:
+        """Counts one of the takers as done, and drops what nobody will take again."""
+        self.takers -= 1
+        if not self.takers:
+            self.keys = self.values = None
+
+    def get_seq_length(self) -> int:
+        """Tokens before the next one, the stem's included."""
+        return self.length + int(super().get_seq_length())
+
+
+def graft(
+    layers: int, stem: DynamicCache | None = None, length: int = 0, rows: list[int] | None = None, *, keep: bool
+) -> DynamicCache:
+    """A cache behind a stem of ``length`` tokens; without one, a stem itself."""
+    index = None if rows is None else torch.tensor(rows)
+    cache = DynamicCache()
+    above: Any = [None] * layers if stem is None else stem.layers
+    cache.layers = [GraftLayer(layer, length, index, keep=keep) for layer in above]
+    cache.layer_class_to_replicate = None
+    return cache
+
+
+def lend(cache: DynamicCache, takers: int) -> None:
+    """Says how many micro-batches share a cache once each, in passes of their own: then its layers are dropped."""
+    for layer in cache.layers:
+        layer.takers = takers

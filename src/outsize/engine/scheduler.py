@@ -1,0 +1,165 @@
+"""Many forward passes in one sweep: jobs in greenlets, which park wherever weights must be bound before they go on.
+
+A greenlet is a function that can stop in the middle of whatever it has called and be resumed there. So transformers'
+own code runs unmodified in each job, and what one of them waits for is bound once for all that wait for the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from outsize.engine.layer import Passage
+from outsize.engine.sweep import Sweep
+from outsize.errors import DoesNotFit, OutsizeError
+from outsize.planner.batches import Burden
+
+
+class Job:
+    """A computation with the model, of one forward pass or many: ``work()`` gives ``value``, or ``failure`` says why.
+
+    ``burden``: the memory it takes while it is underway. ``together``: jobs that are to begin in the same sweep, right
+    behind this one.
+    """
+
+    def __init__(self, work: Callable[[], Any], burden: Burden) -> None:
+        self.work = work
+        self.burden = burden
+        self.together: tuple[Job, ...] = ()
+        self.value: Any = None
+        self.failure = ""
+        self.done = False
+        self.place: int | None = None  # in the stream, that it waits for
+        self.passage = Passage(wait=self._wait)
+        self._greenlet = greenlet(self._run)
+
+    @property
+    def group(self) -> tuple[Job, ...]:
+        """The job and those that begin with it."""
+        return (self, *self.together)
+
+    def resume(self) -> None:
+        """Goes on until the job waits again or is done. Raises what concerns more than this job alone."""
+        self.place = None
+        self._greenlet.parent = getcurrent()
+        with torch.inference_mode():  # per thread, and left in any order: so it is never on while nobody computes
+            self._greenlet.switch()
+
+    def kill(self) -> None:
+        """Ends a job that is underway."""
+        if self._greenlet and not self._greenlet.dead:
+            self._greenlet.parent = getcurrent()
+            with torch.inference_mode():
+                self._greenlet.throw()
+
+    def _wait(self, place: int) -> None:
+        self.place = place
+        parent = self._greenlet.parent
+        assert parent is not None
+        parent.switch()
+
+    def _run(self) -> None:
+        try:
+            self.value = self.work()
+        except GreenletExit:
+            raise
+        except DoesNotFit as error:
+            self.failure = str(error)
+        except OutsizeError:
+            raise  # the files, the stream, a closed model: nobody else could go on either
+        except Exception as error:  # noqa: BLE001  whatever it is, it may be this job's alone
+            self.failure = f"{type(error).__name__}: {error}"
+        self.done = True
+
+
+class Scheduler:
+    """Sweeps over a model until all jobs are done.
+
+    Jobs begin in the order given, at the start of a sweep, as many as ``fits`` says can be underway together. The place
+    that comes next in the order of the sweep, of those at which jobs wait, is bound; all that wait there are resumed,
+    in the order in which they began; it is let go. A job that begins another pass meanwhile waits for the next sweep.
+    """
+
+    def __init__(self, sweep: Sweep, fits: Callable[[Sequence[Burden]], bool]) -> None:
+        self.underway: list[Job] = []
+        self._sweep = sweep
+        self._fits = fits
+        self._coming: deque[Job] = deque()
+        self._opened: set[int] = set()
+
+    def add(self, jobs: Sequence[Job], *, first: bool = False) -> None:
+        """More jobs; ``first``: before those that have not begun."""
+        if first:
+            self._coming.extendleft(reversed(jobs))
+        else:
+            self._coming.extend(jobs)
+
+    def run(self) -> Generator[Job]:
+        """Yields jobs as they are done, until all are. Closed early, it ends those that are underway.
+
+        Raises OutsizeError for what concerns all, such as files that changed.
+        """
+        place = -1
+        try:
+            while self.underway or self._coming:
+                coming = self._next_place(place)
+                if coming is None:  # a sweep is over, or the first begins
+                    yield from self._begin()
+                    place, coming = -1, self._next_place(-1)
+                    self._sweep.sweeps += coming is not None
+                if coming is None:
+                    continue
+                place = coming
+                waiting = [job for job in self.underway if job.place == place]
+                self._opened.add(place)
+                self._sweep.open(place)
+                for job in waiting:
+                    self._resume(job)
+                self._let_go()
+                yield from self._take_done()
+        finally:
+            for job in self.underway:
+                job.kill()
+            self.underway.clear()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Lets go of what is bound, but for weights around others that a job has yet to come to."""
+        inside = [job.passage for job in self.underway if not job.done]
+        for place in [p for p in self._opened if not self._sweep.is_needed(p, inside)]:
+            self._opened.remove(place)
+            self._sweep.shut(place)
+
+    def _next_place(self, behind: int) -> int | None:
+        return min((job.place for job in self.underway if job.place is not None and job.place > behind), default=None)
+
+    def _begin(self) -> Iterator[Job]:
+        """Begins the jobs that there is room for; one at least. What need not wait is done before the next begins."""
+        while self._coming:
+            group = self._coming[0].group
+            burdens = [job.burden for job in (*self.underway, *group)]
+            if self.underway and not self._fits(burdens):
+                return
+            self._coming.popleft()
+            for job in group:
+                self.underway.append(job)
+                self._resume(job)
+            yield from self._take_done()
+
+    def _resume(self, job: Job) -> None:
+        direct = self._sweep.passage
+        self._sweep.passage = job.passage
+        try:
+            job.resume()
+        finally:
+            self._sweep.passage = direct
+
+    def _take_done(self) -> Iterator[Job]:
+        done = [job for job in self.underway if job.done]
+        if done:
+            self.underway = [job for job in self.underway if not job.done]
+        yield from done

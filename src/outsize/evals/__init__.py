@@ -1,0 +1,1 @@
+"""Datasets: requests, results, few-shot experiments and lm-evaluation-harness."""

@@ -1,0 +1,142 @@
+"""All prompts of a few-shot experiment: every test row with every number of examples and every draw of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outsize.errors import UsageError
+from outsize.evals.fewshot.draw import Examples
+from outsize.evals.fewshot.metrics import MUTUAL_INFO
+from outsize.evals.fewshot.questions import Question, read_questions
+from outsize.evals.fewshot.task import Task
+
+NAMES = ("id", "shots", "seed")  # that together tell one row of results from all others
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A test row behind examples. ``head``: all that stands before the question; many prompts share one.
+
+    ``seed``: of the draw; None where nothing was drawn. ``shots``: None where the choices alone are asked for, behind
+    ``head`` only.
+    """
+
+    question: Question
+    head: str
+    shots: int | None = None
+    seed: int | None = None
+    error: str = ""
+
+    @property
+    def context(self) -> str:
+        """What the model reads."""
+        return self.head if self.shots is None else self.head + self.question.text
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What its row begins with."""
+        return {"id": self.question.id, "shots": self.shots, "seed": self.seed}
+
+    @property
+    def key(self) -> str:
+        """What joins it to its row."""
+        return key_of(self.identity)
+
+    @property
+    def content(self) -> Any:
+        """All that its row depends on; the context as a checksum, for there may be many long ones."""
+        context = hashlib.sha256(self.context.encode()).hexdigest()
+        return [self.key, context, self.question.choices, self.question.answers]
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """The key of the prompt that a row is of."""
+    return json.dumps([row.get(name) for name in NAMES])
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """``prompts``: all of them; ``left_out``: examples that are test rows too, and are not drawn for that."""
+
+    task: Task
+    test: Sequence[Question]
+    shots: Sequence[int]
+    seeds: Sequence[int]
+    prompts: Sequence[Prompt]
+    left_out: int = 0
+
+    def draws(self, shots: int) -> Sequence[int | None]:
+        """The seeds that a number of examples was drawn with; without examples there is nothing to draw."""
+        return self.seeds if shots else (None,)
+
+
+def lay_out(task: Task, shots: Sequence[int], seeds: Sequence[int], limit: int | None = None) -> Experiment:
+    """The experiment. ``limit``: the first test rows only.
+
+    Raises UsageError for files that are not as the task says, no test row, and fewer examples than shots.
+    """
+    test = read_questions(task.test, task)[:limit]
+    if not test:
+        raise UsageError(f"{task.test} has no rows")
+    maker = _Maker(task, max(shots), test)
+    prompts = [
+        Prompt(question, maker.head(question, number, seed), number, seed if number else None)
+        for number in shots
+        for seed in (seeds if number else seeds[:1])
+        for question in test
+    ]
+    if MUTUAL_INFO in task.metrics:
+        first = {question.choices: question for question in reversed(test)}
+        prompts += [Prompt(question, task.unconditional) for question in first.values()]
+    return Experiment(task, test, shots, seeds, prompts, maker.left_out)
+
+
+class _Maker:
+    """Draws examples, each set once, and writes them."""
+
+    def __init__(self, task: Task, most: int, test: Sequence[Question]) -> None:
+        self._task = task
+        self._most = most
+        self._heads: dict[tuple[int, int], str] = {}
+        self.left_out = 0
+        if not most:
+            return
+        if task.examples is None:
+            raise UsageError(f"{task.path}: the key examples is missing", need=f"it, for {most} shots")
+        examples = read_questions(task.examples, task)
+        if task.draw == "fixed":
+            asked = {question.text for question in test}
+            fit = [example for example in examples if example.text not in asked]
+            self.left_out = len(examples) - len(fit)
+            examples = fit
+        self._examples = Examples(examples, balanced=task.balanced)
+
+    def head(self, question: Question, shots: int, seed: int) -> str:
+        """Instruction and examples, up to where the question begins."""
+        if shots and self._task.draw == "per_row":
+            return self._written(self._drawn(f"{seed} for {json.dumps(question.id)}", question)[:shots])
+        if (shots, seed) not in self._heads:
+            self._heads[shots, seed] = self._written(self._drawn(str(seed), None)[:shots] if shots else [])
+        return self._heads[shots, seed]
+
+    def _drawn(self, salt: str, question: Question | None) -> list[Question]:
+        """As many as the largest number of shots wants: the others are beginnings of it."""
+        try:
+            return self._examples.draw(
+                self._most, f"seed {salt}", lambda example: question is None or example.text != question.text
+            )
+        except UsageError as error:
+            out = f"; {self.left_out} more are test rows too, and are left out" if self.left_out else ""
+            what = f"{self._task.examples}: {error.what} for {self._most} shots"
+            remedy = "draw: per_row leaves out no other than the row that is asked" if self.left_out else ""
+            raise UsageError(what, need=error.need, have=error.have + out, remedy=remedy) from None
+
+    def _written(self, examples: Sequence[Question]) -> str:
+        task = self._task
+        parts = [task.instruction] if task.instruction else []
+        parts += [example.text + task.target_delimiter + example.answers[0] for example in examples]
+        return "".join(part + task.fewshot_delimiter for part in parts)

@@ -1,0 +1,80 @@
+"""Text into the tokens of requests, as lm-evaluation-harness does it, so that figures can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from outsize.engine.request import ScoreRequest
+
+
+class Encoder:
+    """A tokenizer, seen from requests. ``encoder_decoder``: contexts go to an encoder, continuations to a decoder.
+
+    ``prefix``: the token that stands for an empty context, if not the tokenizer's first-of-sequence token, else its
+    last one, else the model's; None where there is none at all.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any, *, encoder_decoder: bool, prefix: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.encoder_decoder = encoder_decoder
+        self.prefix = prefix_token(tokenizer, config) if prefix is None else prefix
+        self._prefix_text = "" if self.prefix is None else tokenizer.decode([self.prefix])
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens with the special ones that the tokenizer adds, but none before a text that begins with it already."""
+        if self._prefix_text and text.startswith(self._prefix_text):
+            return self.bare(text)
+        return list(self.tokenizer.encode(text, verbose=False))
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """Tokens of a prompt as the tokenizer makes them by itself, which is what ``outsize run`` gives the model."""
+        return tuple(self.tokenizer.encode(text, verbose=False))
+
+    def bare(self, text: str) -> list[int]:
+        """Tokens of the text and nothing else."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of a context and of what comes behind it.
+
+        A decoder-only model's are encoded together and split at the context's own length, its trailing blanks being the
+        continuation's: so words at the border are tokenised as in running text. An encoder-decoder model's are
+        encoded apart. An empty context is the prefix token.
+        """
+        blanks = len(context) - len(context.rstrip())
+        if blanks and context.rstrip():
+            context, continuation = context[:-blanks], context[-blanks:] + continuation
+        if not context.rstrip() and not self.encoder_decoder:
+            context, continuation = "", context + continuation
+        if not context:
+            tokens = self.bare(continuation)
+            if tokens[:1] == [self.prefix]:
+                return tokens[:1], tokens[1:]
+            return ([] if self.prefix is None else [self.prefix]), tokens
+        if self.encoder_decoder:
+            return self.encode(context), self.bare(continuation)
+        before = self.encode(context)
+        return before, self.encode(context + continuation)[len(before) :]
+
+    def score_request(self, key: str, context: str, choices: Sequence[str]) -> ScoreRequest | str:
+        """A request for all choices of a context, whose own tokens no choice changes; or why there is none."""
+        pairs = [self.pair(context, choice) for choice in choices]
+        for choice, (_, tokens) in zip(choices, pairs, strict=True):
+            if not tokens:
+                return f"the choice {choice!r} has no tokens"
+        if not pairs[0][0]:
+            return "the context is empty, and the tokenizer has no token to stand for that"
+        return ScoreRequest(key, tuple(pairs[0][0]), tuple(tuple(tokens) for _, tokens in pairs))
+
+
+def prefix_token(tokenizer: Any, config: Any) -> int | None:
+    """The token that stands for an empty context."""
+    for holder in (tokenizer, config):
+        for name in ("bos_token_id", "eos_token_id"):
+            token = getattr(holder, name, None)
+            if isinstance(token, list):
+                token = token[0] if token else None
+            if token is not None:
+                return int(token)
+    return None

@@ -1,1 +1,0 @@
-"""What is true before any decision: about a model and about a machine. No torch here."""

@@ -1,0 +1,1 @@
+"""The CPU kernels in C: building, loading and calling them."""

@@ -1,0 +1,100 @@
+"""What the control groups above this process leave it: memory and processor time, under cgroup v1 and v2.
+
+Every ancestor's limit binds, so all of them are read, as far up as the mount shows them. In a container the process's
+own group often lies outside what is mounted; then the mount's top is the nearest group that can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from outsize.machine.host import Host
+
+UNLIMITED = 2**60  # v1 writes "no limit" as 2**63 less a page; nobody has an exbibyte
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """The bytes a group may hold, and those of them it could still take, reclaimable page cache included."""
+
+    limit_bytes: int
+    free_bytes: int
+
+
+def memory_limits(host: Host) -> tuple[MemoryLimit, ...]:
+    """The memory limits of this process's group and all groups above it; () where there is none."""
+    limits = [_memory_v1(host, folder) for folder in _folders(host, "memory")]
+    limits += [_memory_v2(host, folder) for folder in _folders(host, "")]
+    return tuple(limit for limit in limits if limit is not None)
+
+
+def cpu_quota(host: Host) -> float | None:
+    """Processors' worth of time that the groups grant, the least of all ancestors; None where nothing bounds it."""
+    pairs = [(f"{folder}/cpu.cfs_quota_us", f"{folder}/cpu.cfs_period_us") for folder in _folders(host, "cpu")]
+    grants = [((host.text(quota) or "max").split() + (host.text(period) or "").split()) for quota, period in pairs]
+    grants += [(host.text(f"{folder}/cpu.max") or "max").split() for folder in _folders(host, "")]
+    # v1 says -1 for no quota, v2 says max.
+    shares = [int(grant[0]) / int(grant[1]) for grant in grants if len(grant) == 2 and grant[0].isdigit()]
+    return min(shares, default=None)
+
+
+def _folders(host: Host, controller: str) -> Iterator[PurePosixPath]:
+    """The folders of this process's group and its ancestors, innermost first. ``controller``: of v1, or "" for v2."""
+    for line in (host.text("/proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller not in controllers.split(","):
+            continue
+        for mount in host.mounts():
+            v1 = mount.fstype == "cgroup" and controller in mount.options
+            if v1 if controller else mount.fstype == "cgroup2":
+                point = PurePosixPath(mount.point)
+                folder = point / _below(path, mount.root)
+                yield folder
+                yield from (parent for parent in folder.parents if parent.is_relative_to(point))
+                break
+
+
+def _below(path: str, root: str) -> PurePosixPath:
+    """The group's path below the mount's top; "." for a group that lies outside the mount."""
+    group = PurePosixPath(path)
+    if ".." in group.parts or not group.is_relative_to(root):
+        return PurePosixPath(".")
+    return group.relative_to(root)
+
+
+def _memory_v1(host: Host, folder: PurePosixPath) -> MemoryLimit | None:
+    stat = _stat(host, folder)
+    # The hierarchical limit also covers ancestors that a container cannot see.
+    limit = min(_number(host, folder / "memory.limit_in_bytes"), stat.get("hierarchical_memory_limit", UNLIMITED))
+    if limit >= UNLIMITED:
+        return None
+    cache = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
+    return _limit(limit, _number(host, folder / "memory.usage_in_bytes", missing=0), cache)
+
+
+def _memory_v2(host: Host, folder: PurePosixPath) -> MemoryLimit | None:
+    # Above memory.high a group is throttled until it crawls, so that bounds it as memory.max does.
+    limit = min(_number(host, folder / "memory.max"), _number(host, folder / "memory.high"))
+    if limit >= UNLIMITED:
+        return None
+    stat = _stat(host, folder)
+    cache = stat.get("inactive_file", 0) + stat.get("active_file", 0) + stat.get("slab_reclaimable", 0)
+    return _limit(limit, _number(host, folder / "memory.current", missing=0), cache)
+
+
+def _limit(limit: int, usage: int, reclaimable: int) -> MemoryLimit:
+    """The kernel drops page cache before it refuses memory, so the cache counts as free, as in MemAvailable."""
+    held = max(0, usage - reclaimable)
+    return MemoryLimit(limit, max(0, limit - held))
+
+
+def _number(host: Host, path: PurePosixPath, missing: int = UNLIMITED) -> int:
+    text = (host.text(path) or "").strip()
+    return int(text) if text.isdigit() else missing
+
+
+def _stat(host: Host, folder: PurePosixPath) -> dict[str, int]:
+    pairs = (line.split() for line in (host.text(folder / "memory.stat") or "").splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

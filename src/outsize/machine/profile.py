@@ -1,0 +1,161 @@
+"""What ``outsize probe`` measured on this machine, kept between runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from outsize.machine.machine import Device, Machine
+from outsize.paths import outsize_cache
+
+SCHEMA = 1
+PROBE = "run `outsize probe`"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What must be the same for measured rates to hold: the host, its processor, and the cores that may be used."""
+
+    host: str
+    cpu: str
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFigures:
+    """Measured rates of one GPU; see Device for their meaning. 0 and missing entries were not measured."""
+
+    label: str = ""
+    bytes_per_s: float = 0.0
+    link_bytes_per_s: float = 0.0
+    matmul_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    flops: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Measured rates; see Device for their meaning. 0 and missing entries were not measured.
+
+    ``disks``: bytes per second of direct reads, by the disk's ``Device.uuid``. ``gpus``: by the GPU's ``Device.uuid``.
+    """
+
+    identity: Identity
+    memory_bytes_per_s: float = 0.0
+    matmul_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    flops: Mapping[str, float] = field(default_factory=dict)
+    disks: Mapping[str, float] = field(default_factory=dict)
+    gpus: Mapping[str, GpuFigures] = field(default_factory=dict)
+    date: str = ""  # ISO 8601
+    versions: Mapping[str, str] = field(default_factory=dict)  # of outsize, torch, the kernel
+
+
+@dataclass(frozen=True, slots=True)
+class KeptProfile:
+    """The profile that was kept, or None and the reason: assumed rates are used then."""
+
+    profile: Profile | None
+    reason: str = ""
+
+
+def profile_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the profile is kept."""
+    return outsize_cache(environ) / "profile.json"
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Writes the profile whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump({"schema": SCHEMA} | asdict(profile), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def load_profile(path: Path, identity: Identity) -> KeptProfile:
+    """The profile at ``path``, if it is sound and was measured on the machine of this ``identity``."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored.pop("schema") != SCHEMA:
+            return KeptProfile(None, f"the kept measurements are of another version; {PROBE}")
+        profile = _profile(stored)
+    except FileNotFoundError:
+        return KeptProfile(None, f"nothing was measured yet; {PROBE}")
+    except OSError as error:
+        return KeptProfile(None, f"the kept measurements cannot be read: {error}; {PROBE}")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return KeptProfile(None, f"the kept measurements in {path} are damaged; {PROBE}")
+    if profile.identity != identity:
+        return KeptProfile(None, f"the kept measurements are of another machine ({_words(profile.identity)}); {PROBE}")
+    return KeptProfile(profile)
+
+
+def apply_profile(machine: Machine, profile: Profile | None) -> Machine:
+    """The machine with measured rates where there are some. GPUs and the disk are found by their ``uuid``."""
+    if profile is None:
+        return machine
+    return replace(machine, devices=tuple(_measured(device, profile) for device in machine.devices))
+
+
+def _measured(device: Device, profile: Profile) -> Device:
+    if device.kind == "ram":
+        figures = GpuFigures("", profile.memory_bytes_per_s, 0.0, profile.matmul_bytes_per_s, profile.flops)
+    elif device.kind == "disk":
+        figures = GpuFigures(bytes_per_s=profile.disks.get(device.uuid, 0.0))
+    else:
+        figures = profile.gpus.get(device.uuid, GpuFigures())
+    assumed = set(device.assumed)
+    assumed -= {name for name in ("bytes_per_s", "link_bytes_per_s") if getattr(figures, name)}
+    merged = {}
+    rate = figures.bytes_per_s or device.bytes_per_s
+    for name in ("matmul_bytes_per_s", "flops"):
+        guessed, known = getattr(device, name), getattr(figures, name)
+        if known and name in assumed:
+            assumed = (assumed - {name}) | {f"{name}:{key}" for key in guessed if key not in known}
+        # A matmul reads its weights, so a guess cannot exceed the measured rate of reading.
+        most = rate if name == "matmul_bytes_per_s" else math.inf
+        merged[name] = {key: min(value, most) for key, value in guessed.items()} | dict(known)
+    return replace(
+        device,
+        bytes_per_s=rate,
+        link_bytes_per_s=figures.link_bytes_per_s or device.link_bytes_per_s,
+        matmul_bytes_per_s=merged["matmul_bytes_per_s"],
+        flops=merged["flops"],
+        assumed=frozenset(assumed),
+    )
+
+
+def _profile(stored: dict[str, Any]) -> Profile:
+    """The value in the file. Raises TypeError, ValueError, KeyError or AttributeError where it is not one."""
+    identity = Identity(**stored.pop("identity"))
+    gpus = {uuid: _figures(figures) for uuid, figures in stored.pop("gpus").items()}
+    profile = Profile(identity=identity, gpus=gpus, **stored)
+    _rates(profile.matmul_bytes_per_s, profile.flops, profile.disks, {"memory": profile.memory_bytes_per_s})
+    return profile
+
+
+def _figures(stored: dict[str, Any]) -> GpuFigures:
+    figures = GpuFigures(**stored)
+    both = {"memory": figures.bytes_per_s, "link": figures.link_bytes_per_s}
+    _rates(figures.matmul_bytes_per_s, figures.flops, both)
+    return figures
+
+
+def _rates(*mappings: Mapping[str, float]) -> None:
+    for mapping in mappings:
+        if not all(math.isfinite(rate) and rate >= 0 for rate in mapping.values()):
+            raise ValueError("a rate that is none")
+
+
+def _words(identity: Identity) -> str:
+    return f"{identity.host}, {identity.cores} cores of {identity.cpu}"

@@ -1,0 +1,148 @@
+"""The stored tensors that are one packed weight together: integers, scales, zero points.
+
+What ``quantization_config`` says is checked against what is stored.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from outsize.errors import DamagedModel
+from outsize.models.formats import WORD_BITS, Packing
+from outsize.models.quantization import BITS, Quantisation, unsupported
+from outsize.models.spec import StoredTensor
+
+FLOATS = frozenset({"float16", "bfloat16", "float32"})
+PARTS = ("", "_packed", "_scale", "_zero_point", "_shape")  # of names in a checkpoint, after the weight's own
+
+ReadShape = Callable[[StoredTensor], tuple[int, ...] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTensor:
+    """The stored tensors that are one weight [out, in] together, under the name of the weight that they stand for."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: StoredTensor
+    scale: StoredTensor
+    zero_point: StoredTensor | None
+
+    @property
+    def dtype(self) -> str:
+        """The scales' data type: that of the weight, once it is multiplied out."""
+        return self.scale.dtype
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """What is read of it."""
+        return tuple(t for t in (self.values, self.scale, self.zero_point) if t is not None)
+
+    def fitted(self, packing: Packing) -> PackedTensor:
+        """The tensors that this packing has a use for: a symmetric one has none for zero points, as the package has.
+
+        Raises DamagedModel where one is missing, or has not the shape and data type that this packing gives it.
+        """
+        integers, zero_point = "int32" if packing.words else "int8", self.zero_point if packing.zero_points else None
+        if packing.zero_points and zero_point is None:
+            raise DamagedModel(f"the checkpoint lacks {self.name}_zero_point")
+        how = f"for {packing.bits} bits in groups of {packing.group}"
+        _check(self.values, integers, packing.values_shape(self.shape), how)
+        _check(self.scale, packing.scale, packing.scale_shape(self.shape), how)
+        if zero_point is not None:
+            _check(zero_point, integers, packing.zero_point_shape(self.shape), how)
+        return replace(self, zero_point=zero_point)
+
+
+def merge(
+    tensors: Sequence[StoredTensor], quantisation: Quantisation, read_shape: ReadShape
+) -> tuple[StoredTensor | PackedTensor, ...]:
+    """A checkpoint's tensors with those of every packed weight as one.
+
+    ``read_shape`` gives the numbers in a stored ``weight_shape``, or None where its bytes cannot be read: then rows are
+    taken to fill their words. Raises DamagedModel where a part of a weight is missing or does not fit the others, and
+    UnsupportedModel for parts that outsize knows no use for.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors}
+    found: dict[str, PackedTensor] = {}
+    for tensor in tensors:
+        if tensor.name.endswith(".weight_packed"):
+            packed = _from_words(tensor, by_name, quantisation, read_shape)
+        elif tensor.name.endswith(".weight") and f"{tensor.name}_scale" in by_name:
+            packed = _from_integers(tensor, by_name)
+        elif tensor.name.endswith(".weight") and tensor.dtype == "int8":
+            raise DamagedModel(f"the checkpoint lacks {tensor.name}_scale")
+        else:
+            continue
+        if packed.name in found or (packed.values.name != packed.name and packed.name in by_name):
+            raise DamagedModel(f"{packed.name} is stored both packed and as it is")
+        found[packed.name] = packed
+    taken = {f"{name}{part}" for name in found for part in PARTS}
+    return (*(t for t in tensors if t.name not in taken), *found.values())
+
+
+def shapes_in(folder: Path | None) -> ReadShape:
+    """Reads the numbers of a ``weight_shape`` in a folder; without one they cannot be read."""
+
+    def read(stored: StoredTensor) -> tuple[int, ...] | None:
+        if folder is None:
+            return None
+        with (folder / stored.file).open("rb") as file:
+            file.seek(stored.offset)
+            return struct.unpack("<2q", file.read(stored.nbytes))
+
+    return read
+
+
+def _from_words(
+    values: StoredTensor, by_name: Mapping[str, StoredTensor], quantisation: Quantisation, read_shape: ReadShape
+) -> PackedTensor:
+    name = values.name.removesuffix("_packed")
+    scale, zero_point = _beside(name, by_name)
+    stored = by_name.get(f"{name}_shape")
+    if stored is None:
+        raise DamagedModel(f"the checkpoint lacks {name}_shape")
+    _check(stored, "int64", (2,))
+    if len(values.shape) != 2:
+        raise unsupported(f"{values.name} of {len(values.shape)} dimensions")
+    rows, words = values.shape
+    shape = read_shape(stored)
+    if shape is None:
+        scheme = quantisation.scheme_of(name.removesuffix(".weight"), ("Linear",))
+        shape = (rows, words * WORD_BITS // (scheme.bits if scheme else min(BITS)))
+    if shape[0] != rows or not 0 < shape[1] <= words * WORD_BITS // min(BITS):
+        raise DamagedModel(f"{stored.name} does not fit {values.name}", need=f"({rows}, inputs)", have=str(shape))
+    return PackedTensor(name, shape, values, scale, zero_point)
+
+
+def _from_integers(values: StoredTensor, by_name: Mapping[str, StoredTensor]) -> PackedTensor:
+    if values.dtype in FLOATS:
+        raise unsupported(f"{values.name} stored as it was, beside its scales")
+    if len(values.shape) != 2:
+        raise unsupported(f"{values.name} of {len(values.shape)} dimensions")
+    return PackedTensor(values.name, values.shape, values, *_beside(values.name, by_name))
+
+
+def _beside(name: str, by_name: Mapping[str, StoredTensor]) -> tuple[StoredTensor, StoredTensor | None]:
+    """The scales, and the zero points where there are some, of the weight of that name."""
+    for part in ("g_idx", "global_scale"):
+        if f"{name}_{part}" in by_name:
+            raise unsupported(f"{name}_{part}")
+    if f"{name}_scale" not in by_name:
+        raise DamagedModel(f"the checkpoint lacks {name}_scale")
+    scale = by_name[f"{name}_scale"]
+    if scale.dtype not in FLOATS:
+        raise unsupported(f"scales of {scale.dtype}")
+    return scale, by_name.get(f"{name}_zero_point")
+
+
+def _check(tensor: StoredTensor, dtype: str, shape: tuple[int, ...], how: str = "") -> None:
+    if (tensor.dtype, tensor.shape) != (dtype, shape):
+        raise DamagedModel(
+            f"{tensor.name} is not as it must be {how}".rstrip(),
+            need=f"{dtype} {shape}",
+            have=f"{tensor.dtype} {tensor.shape}",
+        )

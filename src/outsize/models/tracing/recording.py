@@ -1,0 +1,190 @@
+"""Tensors that record what is done to them, so that a load can be rehearsed without a byte being read.
+
+A recording tensor has a shape and a data type and no data. Every operation on it runs on ``meta`` and is written down;
+what comes out carries the expression that made it. Replaying an expression on real bytes gives the real tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from outsize.models.files.packed_tensors import PackedTensor
+from outsize.models.formats import Packing
+from outsize.models.spec import StoredTensor
+
+# Operations that give their input back: left out of expressions, so that a plain tensor stays a plain source.
+IDENTITIES = frozenset({"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default"})
+
+# Changes of device and data type, in the forms in which they reach a dispatcher. Devices mean nothing here.
+CASTS = frozenset({"aten._to_copy.default", "aten.to.device", "aten.to.dtype", "aten.to.dtype_layout"})
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A leaf: the tensor as it lies in its file."""
+
+    tensor: StoredTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operation of torch on expressions and constants; ``index`` picks one of several results."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(hash=False)
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A leaf of several tensors: one quantised weight [out, in]; ``packing`` is settled once its module is known.
+
+    ``dtype``: the scales are brought to this data type, where it is not the one that they are stored in.
+    """
+
+    tensor: PackedTensor
+    packing: Packing | None = None
+    dtype: torch.dtype | None = None
+
+
+Expression = Source | Call | Packed
+# Makes one weight of its integers, scales and zero points, without a copy. The floor above knows how.
+Pack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Packing, tuple[int, ...]], torch.Tensor]
+
+
+def sources(expression: Expression) -> Iterator[StoredTensor]:
+    """The stored tensors that an expression reads, in order; one that is read twice comes twice."""
+    if isinstance(expression, Source):
+        yield expression.tensor
+        return
+    if isinstance(expression, Packed):
+        yield from expression.tensor.tensors
+        return
+    for leaf in tree_leaves((expression.args, expression.kwargs), is_leaf=_is_expression):
+        if _is_expression(leaf):
+            yield from sources(leaf)
+
+
+def copies(expression: Expression) -> bool:
+    """Whether replaying makes new memory (a cast, a concatenation) instead of a view of the sources."""
+    if isinstance(expression, Source):
+        return False
+    if isinstance(expression, Packed):
+        return expression.dtype is not None
+    inner = (leaf for leaf in tree_leaves((expression.args, expression.kwargs), is_leaf=_is_expression))
+    return not expression.op.is_view or any(copies(leaf) for leaf in inner if _is_expression(leaf))
+
+
+def is_whole(expression: Expression) -> bool:
+    """Whether it is one weight of the checkpoint, as it is or in another data type: what can be packed, or is."""
+    if isinstance(expression, Call) and expression.op is torch.ops.aten._to_copy.default:
+        expression = expression.args[0]
+    return isinstance(expression, Source | Packed)
+
+
+def replay(
+    expression: Expression, fetch: Callable[[StoredTensor], torch.Tensor], pack: Pack | None = None
+) -> torch.Tensor:
+    """The tensor that an expression stands for, over the sources that ``fetch`` gives; ``pack`` makes packed ones."""
+    if isinstance(expression, Source):
+        return fetch(expression.tensor)
+    if isinstance(expression, Packed):
+        assert pack is not None, "whoever replays a packed weight can make one"
+        assert expression.packing is not None, "the weight is settled"
+        values, scale, *zero_point = (fetch(tensor) for tensor in expression.tensor.tensors)
+        scale = scale if expression.dtype is None else scale.to(expression.dtype)
+        return pack(values, scale, next(iter(zero_point), None), expression.packing, expression.tensor.shape)
+
+    def realise(leaf: Any) -> Any:
+        return replay(leaf, fetch, pack) if _is_expression(leaf) else leaf
+
+    args, kwargs = tree_map(realise, (expression.args, expression.kwargs), is_leaf=_is_expression)
+    result = expression.op(*args, **kwargs)
+    return result if expression.index is None else result[expression.index]  # type: ignore[no-any-return]
+
+
+class RecordingTensor(torch.Tensor):
+    """A tensor of a given shape and data type, on no device, that carries the expression which made it.
+
+    ``same(a, b)`` answers whether two stored tensors hold equal bytes; tying asks that of a checkpoint which has both.
+    """
+
+    shadow: torch.Tensor
+    expression: Expression
+    same: Callable[[StoredTensor, StoredTensor], bool]
+
+    @staticmethod
+    def __new__(
+        cls, shadow: torch.Tensor, expression: Expression, same: Callable[[StoredTensor, StoredTensor], bool]
+    ) -> RecordingTensor:
+        """A tensor like ``shadow``, a plain one on ``meta``."""
+        made: RecordingTensor = torch.Tensor._make_wrapper_subclass(
+            cls, shadow.shape, strides=shadow.stride(), dtype=shadow.dtype, device=torch.device("cpu")
+        )
+        made.shadow, made.expression, made.same = shadow, expression, same
+        return made
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
+        return f"RecordingTensor({self.expression!r})"
+
+    @classmethod
+    def of(
+        cls, stored: StoredTensor | PackedTensor, same: Callable[[StoredTensor, StoredTensor], bool]
+    ) -> RecordingTensor:
+        """A recording tensor for one stored tensor, or for the several of a packed weight, as if it were not packed."""
+        shadow = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
+        return cls(shadow, Packed(stored) if isinstance(stored, PackedTensor) else Source(stored), same)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, RecordingTensor))
+        if func is torch.ops.aten.equal.default:
+            return _equal(args[0], args[1])
+        shadows, named = tree_map(_shadow, (args, kwargs))
+        result = func(*shadows, **named)
+        if str(func) in IDENTITIES or (str(func) in CASTS and result.dtype == first.dtype):
+            return cls(result, first.expression, first.same)
+        if str(func) in CASTS:
+            cast = Call(torch.ops.aten._to_copy.default, (first.expression,), {"dtype": result.dtype})
+            return cls(result, cast, first.same)
+        noted_args, noted_kwargs = tree_map(_noted, (args, kwargs))
+        if isinstance(result, torch.Tensor):
+            return cls(result, Call(func, noted_args, noted_kwargs), first.same)
+        if isinstance(result, list | tuple):
+            return type(result)(
+                cls(one, Call(func, noted_args, noted_kwargs, index), first.same) for index, one in enumerate(result)
+            )
+        return result
+
+
+def _is_expression(leaf: Any) -> bool:
+    return isinstance(leaf, Source | Call | Packed)
+
+
+def _noted(leaf: Any) -> Any:
+    return leaf.expression if isinstance(leaf, RecordingTensor) else leaf
+
+
+def _shadow(leaf: Any) -> Any:
+    if isinstance(leaf, RecordingTensor):
+        return leaf.shadow
+    return torch.device("meta") if isinstance(leaf, torch.device) else leaf
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two recorded tensors are equal: the same operations, or none, on equal bytes."""
+    if not (isinstance(a, RecordingTensor) and isinstance(b, RecordingTensor)) or a.dtype != b.dtype:
+        return False
+    left, right = list(sources(a.expression)), list(sources(b.expression))
+    if len(left) != 1 or len(right) != 1:
+        return False
+    return a.shape == b.shape and (left[0] == right[0] or a.same(left[0], right[0]))

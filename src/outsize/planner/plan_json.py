@@ -1,0 +1,66 @@
+"""The Plan as JSON: the object that ``outsize plan --json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from outsize.machine.machine import Machine
+from outsize.machine.machine_json import machine_summary
+from outsize.models.spec import ModelSpec
+from outsize.planner.plan import Item, Plan, Request
+
+SCHEMA = 1
+
+
+def plans_to_json(
+    spec: ModelSpec, machine: Machine, request: Request, plans: Sequence[Plan], best: int
+) -> dict[str, Any]:
+    """All of an answer: the model, the machine, the request and the plans; ``best`` is an index."""
+    return {
+        "schema": SCHEMA,
+        "model": model_to_json(spec),
+        "machine": machine_summary(machine),
+        "request": {"context": request.context, "batch": request.batch, "prompt": request.prompt},
+        "best": best,
+        "plans": [plan_to_json(plan) for plan in plans],
+    }
+
+
+def model_to_json(spec: ModelSpec) -> dict[str, Any]:
+    """The facts of a model that matter here; ``parameters`` counts tied weights once."""
+    return {
+        "id": spec.id,
+        "architecture": spec.architecture,
+        "parameters": spec.parameters,
+        "dtype": spec.dtype,
+        "weight_bytes": spec.weight_bytes,
+        "blocks": len(spec.blocks),
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+    }
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """One plan: where every module rests and computes and why, bytes per tier, predictions."""
+    return {
+        "weights": plan.weights,
+        "fits": plan.fits,
+        "shortfall_bytes": plan.shortfall_bytes,
+        "remedies": list(plan.remedies),
+        "placement": [entry for item in plan.items for entry in item_to_json(item)],
+        "ring": {"slots": plan.ring_slots, "slot_bytes": plan.ring_slot_bytes},
+        "devices": {tier: {**asdict(usage), "total_bytes": usage.total_bytes} for tier, usage in plan.usage.items()},
+        "predicted": asdict(plan.predicted),
+    }
+
+
+def item_to_json(item: Item) -> list[dict[str, Any]]:
+    """One entry for a module; for a streamed one of which tensors stay in RAM, one more for each of these."""
+    entry = asdict(item)
+    del entry["kept"]
+    entry["bytes"] -= sum(one.file_bytes for one in item.kept)
+    why = "fills the room in RAM that no whole block can use"
+    kept = asdict(Item("", 0, "ram", item.compute, why, compact=item.compact))
+    del kept["kept"]
+    return [entry, *({**kept, "module": one.name.rpartition(".")[0], "bytes": one.ram_bytes} for one in item.kept)]

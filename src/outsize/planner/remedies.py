@@ -1,0 +1,67 @@
+"""What would fit, where a plan does not: found by planning again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from outsize.machine.machine import Machine
+from outsize.models.spec import ModelSpec
+from outsize.planner import footprint
+from outsize.planner.plan import WEIGHTS, Plan, Request, Weights
+from outsize.sizes import format_size
+
+LEAST_CONTEXT = 64  # below this a context is of no use to anybody
+
+Fits = Callable[[Request, Weights], bool]
+
+
+def remedies(spec: ModelSpec, machine: Machine, plan: Plan, fits: Fits) -> tuple[str, ...]:
+    """Sentences that name what would fit: another format, a smaller batch or context, more RAM, a larger drive.
+
+    ``fits`` answers whether a request and a format do.
+    """
+    request = plan.request
+    found = [
+        f"--weights {weights} would fit"
+        for weights in WEIGHTS[WEIGHTS.index(plan.weights) + 1 :]
+        if not spec.formats and fits(request, weights)
+    ]
+    if request.batch > 1 and fits(replace(request, batch=1), plan.weights):
+        batch = _largest(1, request.batch, lambda n: fits(replace(request, batch=n), plan.weights))
+        found.append(f"--batch {batch} would fit")
+    if fits(replace(request, context=LEAST_CONTEXT), plan.weights) and request.context > LEAST_CONTEXT:
+        high = request.context
+        context = _largest(LEAST_CONTEXT, high, lambda n: fits(replace(request, context=n), plan.weights))
+        found.append(f"--context {context} would fit")
+    files = sum(footprint.file_bytes(module, plan.weights) for module in spec.modules)
+    return (*found, *_more(machine, plan, files))
+
+
+def _largest(low: int, high: int, good: Callable[[int], bool]) -> int:
+    """The largest number that is good, of low (which is) to high (which is not), by halving."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+def _more(machine: Machine, plan: Plan, files: int) -> list[str]:
+    found = []
+    ram, disk = plan.usage["ram"], plan.usage["disk"]
+    if ram.total_bytes > ram.capacity_bytes:
+        lacking = format_size(ram.total_bytes - ram.capacity_bytes)
+        if ram.total_bytes <= machine.ram.free_bytes * (1 - footprint.RAM_MARGIN):
+            found.append(f"--ram {_round_up(ram.total_bytes)}MiB would fit: {lacking} more")
+        else:
+            found.append(f"{lacking} more RAM would fit: {format_size(ram.total_bytes)} for the process")
+    if files > disk.capacity_bytes:
+        found.append(
+            f"{format_size(files - disk.capacity_bytes)} more disk would fit: the files take {format_size(files)}"
+        )
+    return found
+
+
+def _round_up(nbytes: int) -> int:
+    """MiB, rounded up."""
+    return -(-nbytes // footprint.MIB)

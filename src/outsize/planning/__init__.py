@@ -1,1 +1,0 @@
-"""Pure functions from facts to a Plan: footprint, cost, placement. No torch, no I/O."""

@@ -1,1 +1,0 @@
-"""Bind a transformers model to stored bytes, and sweep over it."""

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import fakehub
+import pytest
+import torch
+from fakehub import COMMIT, FakeHub
+from safetensors.torch import save
+
+from outsize.errors import (
+    DamagedModel,
+    DoesNotFit,
+    HubUnreachable,
+    ModelChanged,
+    ModelNotFound,
+    OutsizeError,
+    UntrustedModel,
+)
+from outsize.models.files import download as downloading
+from outsize.models.files import hub as hub_module
+from outsize.models.files.download import download
+from outsize.models.files.folder import open_folder
+from outsize.models.files.hub import cached_folder, remote_model
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub that huggingface_hub talks to, a cache of its own, and no waiting between attempts."""
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.hf_api import HfApi
+
+    with FakeHub() as server:
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+        assert HfApi().endpoint == server.url
+        yield server
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {f"h.{i}.w": torch.randn(300, 300) for i in range(8)}
+
+
+def torch_bytes(content: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def sharded(kind: str) -> dict[str, bytes]:
+    """Two shards, an index and a configuration."""
+    content = tensors()
+    suffix, prefix = ("safetensors", "model") if kind == "safetensors" else ("bin", "pytorch_model")
+    write = save if kind == "safetensors" else torch_bytes
+    first, second = dict(list(content.items())[:4]), dict(list(content.items())[4:])
+    names = [f"{prefix}-0000{i}-of-00002.{suffix}" for i in (1, 2)]
+    placed = {**dict.fromkeys(first, names[0]), **dict.fromkeys(second, names[1])}
+    return {
+        "config.json": b'{"model_type": "opt"}',
+        f"{prefix}.{suffix}.index.json": json.dumps({"weight_map": placed}).encode(),
+        names[0]: write(first),
+        names[1]: write(second),
+    }
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_headers_by_range_requests_only(hub: FakeHub, kind: str, tmp_path: Path) -> None:
+    files = hub.models["some/model"] = sharded(kind)
+    found = remote_model("some/model")
+    assert (found.format, found.path, found.origin, found.config["model_type"]) == (kind, None, "some/model", "opt")
+    assert len(found.tensors) == 8
+    assert hub.bytes_sent < sum(map(len, files.values())) / 3
+    assert len(hub.requests) <= 1 + 2 + 2 * 6
+    assert not (tmp_path / "hub").exists()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert open_folder(tmp_path).tensors == found.tensors  # even the offsets, by PyTorch's rule of alignment
+
+
+def test_a_long_header_takes_a_second_request(hub: FakeHub) -> None:
+    names = {f"a.rather.long.name.of.a.layer.{i}": torch.zeros(50) for i in range(2000)}
+    hub.models["some/model"] = {"config.json": b"{}", "model.safetensors": save(names)}
+    assert len(remote_model("some/model", "main").tensors) == 2000
+    assert len(hub.requests) == 1 + 1 + 2
+
+
+def test_config_alone(hub: FakeHub) -> None:
+    hub.models["some/model"] = {"config.json": b"{}"}
+    assert remote_model("some/model").format == "none"
+    with pytest.raises(ModelNotFound, match="no weights"):
+        download("some/model")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "says"),
+    [
+        (401, "", ModelNotFound, "HF_TOKEN"),
+        (401, "RepoNotFound", ModelNotFound, "private"),
+        (403, "GatedRepo", ModelNotFound, "accept its terms"),
+        (403, "", ModelNotFound, "refuses access"),
+        (404, "RevisionNotFound", ModelNotFound, "no such revision"),
+        (404, "EntryNotFound", ModelNotFound, "lacks|has no"),
+        (500, "", HubUnreachable, "error 500"),
+        (503, "", HubUnreachable, "error 503|cannot be asked"),
+    ],
+)
+def test_refusals(hub: FakeHub, status: int, code: str, kind: type[OutsizeError], says: str) -> None:
+    hub.status, hub.error_code = status, code
+    with pytest.raises(kind, match=says) as caught:
+        remote_model("some/model")
+    assert caught.value.remedy
+
+
+def test_unknown_names(hub: FakeHub) -> None:
+    hub.models["some/model"] = {"config.json": b"{}", "readme.md": b""}
+    with pytest.raises(ModelNotFound, match="not on the hub"):
+        remote_model("some/other")
+    with pytest.raises(ModelNotFound, match="no such revision"):
+        remote_model("some/model", "v9")
+    with pytest.raises(ModelNotFound, match="neither a folder nor a hub id"):
+        remote_model("not//an..id")
+    with pytest.raises(ModelNotFound, match="not on the hub"):
+        download("some/other")
+    hub.models["some/model"] = {"readme.md": b""}
+    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+        remote_model("some/model")
+    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+        download("some/model")
+
+
+def test_a_dead_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    with pytest.raises(HubUnreachable, match="cannot be reached"):
+        remote_model("some/model")
+    with pytest.raises(HubUnreachable, match="cannot be asked"):
+        download("some/model")
+
+
+def test_a_hub_that_hangs(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "TIMEOUT_S", 0.05)
+    hub.hang_s = 0.5
+    with pytest.raises(HubUnreachable, match="Timeout"):
+        remote_model("some/model")
+
+
+def test_a_hub_that_makes_no_sense(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.models["some/model"] = {"config.json": b"{}"}
+    monkeypatch.setattr(fakehub, "describe", lambda *_: ["a list"])
+    with pytest.raises(HubUnreachable, match="makes no sense"):
+        remote_model("some/model")
+    monkeypatch.setattr(fakehub, "describe", lambda *_: {"id": "some/model", "siblings": []})
+    with pytest.raises(HubUnreachable, match="names no commit"):
+        remote_model("some/model")
+
+
+def test_broken_connections_are_resumed(hub: FakeHub) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    for fault in ("cut_next", "short_next", "fail_next"):
+        setattr(hub, fault, 3)
+        assert len(remote_model("some/model").tensors) == 8
+        assert getattr(hub, fault) == 0
+    hub.cut_next = 1000
+    with pytest.raises(HubUnreachable, match="cannot be reached"):
+        remote_model("some/model")
+    hub.cut_next, hub.fail_next = 0, 1000
+    with pytest.raises(HubUnreachable, match="error 500"):
+        remote_model("some/model")
+
+
+def test_a_hub_without_ranges(hub: FakeHub) -> None:
+    hub.models["a/st"], hub.models["a/bin"] = sharded("safetensors"), sharded("torch")
+    hub.ignore_ranges = True
+    assert len(remote_model("a/st").tensors) == 8  # the start of a file is there; the rest is not waited for
+    with pytest.raises(HubUnreachable, match="whole files only"):
+        remote_model("a/bin")
+
+
+def test_a_file_that_changes_on_the_hub(hub: FakeHub) -> None:
+    from outsize.models.files.hub import RemoteFile, repository
+
+    hub.models["some/model"] = sharded("torch")
+    files = repository("some/model")
+    name = "pytorch_model-00001-of-00002.bin"
+    hub.models["some/model"][name] += b"more"
+    with pytest.raises(ModelChanged, match="changed on the hub"):
+        RemoteFile(files, name, None).read(10, 20)
+
+
+def test_the_index_of_a_remote_model_is_not_trusted(hub: FakeHub) -> None:
+    index = json.dumps({"weight_map": {"a": "../other/model.safetensors"}}).encode()
+    hub.models["some/model"] = {"config.json": b"{}", "model.safetensors.index.json": index}
+    for act in (remote_model, download):
+        with pytest.raises(UntrustedModel, match="not a plain file name"):
+            act("some/model")
+
+
+def test_download_brings_what_is_needed_and_no_more(hub: FakeHub) -> None:
+    hub.models["some/model"] = sharded("safetensors") | {
+        "pytorch_model.bin": b"x" * 50_000,
+        "flax.msgpack.index.json": b"{}",
+        "modeling_odd.py": b"raise SystemExit",
+        "tokenizer.json": b"{}",
+        "tokenizer.model": b"sp",
+        "onnx/config.json": b"{}",
+    }
+    steps: list[tuple[int, int]] = []
+    assert cached_folder("some/model") is None
+    folder = download("some/model", progress=lambda done, total: steps.append((done, total)))
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+    }  # fmt: skip
+    assert folder.name == COMMIT
+    assert steps[-1][0] == steps[-1][1] == sum(path.stat().st_size for path in folder.iterdir())
+    assert steps == sorted(steps)
+    assert cached_folder("some/model") == cached_folder("some/model", "main", whole=True) == folder
+    assert len(open_folder(folder).tensors) == 8
+    sent = hub.bytes_sent
+    assert download("some/model") == folder
+    assert hub.bytes_sent - sent < 10_000  # no weights again
+
+
+def test_the_cache_serves_a_dead_hub(hub: FakeHub) -> None:
+    hub.models["some/model"] = sharded("torch")
+    folder = download("some/model")
+    hub.status = 500
+    assert cached_folder("some/model") == folder
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    assert cached_folder("some/model") == folder
+    assert cached_folder("some/model", whole=True) is None
+    assert cached_folder("not//an..id") is None
+    with pytest.raises(HubUnreachable):
+        download("some/model")
+
+
+def test_offline_mode(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    hub.models["some/model"] = sharded("torch")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for act in (remote_model, download):
+        with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE"):
+            act("some/model")
+
+
+def test_a_wrong_checksum_is_fetched_again_once(hub: FakeHub) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    name = "model-00002-of-00002.safetensors"
+    hub.spoil[name] = 1
+    folder = download("some/model")
+    assert (folder / name).read_bytes() == hub.models["some/model"][name]
+
+    (folder / name).resolve().unlink()
+    (folder / name).unlink()
+    hub.spoil[name] = 100
+    with pytest.raises(DamagedModel, match="damaged twice"):
+        download("some/model")
+    assert not (folder / name).exists()  # so that nobody takes it for good
+
+
+def test_a_full_disk(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(downloading, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=10)))
+        with pytest.raises(DoesNotFit, match="HF_HOME") as caught:
+            download("some/model")
+        assert caught.value.shortfall_bytes
+
+    def refuse(number: int) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(number, "no")
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+
+    refuse(errno.ENOSPC)
+    with pytest.raises(DoesNotFit, match="disk is full"):
+        download("some/model")
+    refuse(errno.EACCES)
+    with pytest.raises(OutsizeError, match="cannot be kept"):
+        download("some/model")

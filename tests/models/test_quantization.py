@@ -1,0 +1,144 @@
+"""What is understood of a quantization_config, and what is refused by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from outsize.errors import DamagedModel, UnsupportedModel
+from outsize.models.quantization import Quantisation, Scheme, read_quantisation
+
+WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128, "dynamic": False}
+LINEAR = ("Linear", "Module", "object")
+
+
+def read(weights: dict[str, Any] | None = None, group: dict[str, Any] | None = None, **stated: Any) -> Quantisation:
+    """The quantisation of a configuration with one group, changed as asked."""
+    one = {"targets": ["Linear"], "weights": WEIGHTS | (weights or {}), **(group or {})}
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": one},
+        "ignore": ["lm_head"],
+        **stated,
+    }
+    found = read_quantisation({"quantization_config": config})
+    assert found is not None
+    return found
+
+
+def test_nothing_is_said() -> None:
+    assert read_quantisation({}) is read_quantisation({"quantization_config": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "form", "scheme"),
+    [
+        ({}, "pack-quantized", Scheme(4, 128, words=True, zero_points=False)),
+        ({"symmetric": False}, "pack-quantized", Scheme(4, 128, words=True, zero_points=True)),
+        ({"strategy": "channel", "group_size": None}, "pack-quantized", Scheme(4, None, words=True, zero_points=False)),
+        ({"strategy": None, "group_size": -1}, "pack-quantized", Scheme(4, None, words=True, zero_points=False)),
+        ({"num_bits": 8, "strategy": None}, "int-quantized", Scheme(8, 128, words=False, zero_points=False)),
+        ({"actorder": "weight"}, "pack-quantized", Scheme(4, 128, words=True, zero_points=False)),
+    ],
+)
+def test_schemes(weights: dict[str, Any], form: str, scheme: Scheme) -> None:
+    assert read(weights, format=form).scheme_of("model.layers.0.fc", LINEAR) == scheme
+    assert read(weights, {"format": form}, format="mixed-precision").scheme_of("fc", LINEAR) == scheme
+
+
+def test_the_packing_of_a_weight() -> None:
+    assert Scheme(4, None, words=True, zero_points=False).packing(96, "float16").group == 96
+    assert Scheme(4, 32, words=False, zero_points=False).packing(96, "float16").bits == 8  # a byte each
+
+
+@pytest.mark.parametrize("name", ["W4A16", "w8a16", "W4A16_ASYM"])
+def test_presets(name: str) -> None:
+    scheme = read(config_groups={name: ["Linear"]}).scheme_of("fc", LINEAR)
+    assert scheme == Scheme(4 if "4" in name else 8, 128, words=True, zero_points="ASYM" in name)
+
+
+def test_names_come_before_expressions_and_these_before_classes() -> None:
+    groups = {
+        "group_0": {"targets": ["Linear"], "weights": WEIGHTS},
+        "group_1": {"targets": ["re:.*mlp"], "weights": WEIGHTS | {"num_bits": 8}},
+        "group_2": {"targets": ["model.0.mlp.up"], "weights": WEIGHTS | {"group_size": 32}},
+    }
+    quantisation = read(config_groups=groups, ignore=["lm_head", "re:.*norm$", "Router"])
+
+    def of(module: str, classes: tuple[str, ...] = LINEAR) -> tuple[int, int | None] | None:
+        scheme = quantisation.scheme_of(module, classes)
+        return None if scheme is None else (scheme.bits, scheme.group)
+
+    assert of("model.0.attn.q") == (4, 128)
+    assert of("model.0.mlp.down") == (8, 128)
+    assert of("model.0.mlp.up") == (4, 32)
+    assert of("lm_head") is None
+    assert of("model.0.mlp.norm") is None
+    assert of("model.0.gate", ("Router", "Linear")) is None
+    assert of("model.embed", ("Embedding",)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"quant_method": "gptq"}, "'gptq'"),
+        ({"format": "float-quantized"}, "'float-quantized'"),
+        ({"format": "nvfp4-pack-quantized"}, "'nvfp4-pack-quantized'"),
+        ({"format": "marlin-24"}, "'marlin-24'"),
+        ({"format": "mixed-precision"}, "'mixed-precision'"),
+        ({"format": None}, "None"),
+        ({"weights": {"type": "float", "num_bits": 8}}, "'float' with 8 bits"),
+        ({"weights": {"num_bits": 3}}, "with 3 bits"),
+        ({"weights": {"strategy": "tensor"}}, "'tensor'"),
+        ({"weights": {"strategy": None, "group_size": None}}, "'tensor'"),
+        ({"weights": {"strategy": "block"}}, "'block'"),
+        ({"weights": {"dynamic": True}}, "dynamic"),
+        ({"weights": {"actorder": "group"}}, "actorder 'group'"),
+        ({"group": {"input_activations": {"num_bits": 8}}}, "input_activations"),
+        ({"group": {"output_activations": {"num_bits": 8}}}, "output_activations"),
+        ({"group": {"weights": None}}, "group_0 without weights"),
+        ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        ({"sparsity_config": {"format": "sparse-bitmask"}}, "sparsity_config"),
+        ({"transform_config": {"config_groups": {"u": {}}}}, "transform_config"),
+        ({"quantization_status": "frozen"}, "'frozen'"),
+        ({"config_groups": {"FP8": ["Linear"]}}, "'FP8'"),
+    ],
+)
+def test_what_is_refused_by_name(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(UnsupportedModel, match=word):
+        read(**change)
+
+
+@pytest.mark.parametrize("quantised", [True, ["a"], {"bits": 4}])
+def test_a_method_without_a_name(quantised: Any) -> None:
+    with pytest.raises(UnsupportedModel, match="'unknown'"):
+        read_quantisation({"quantization_config": quantised})
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"config_groups": {}}, "config_groups"),
+        ({"config_groups": ["Linear"]}, "config_groups"),
+        ({"weights": {"group_size": 0}}, "group_size"),
+        ({"weights": {"group_size": "128"}}, "group_size"),
+        ({"ignore": "lm_head"}, "ignore"),
+        ({"group": {"targets": [1]}}, "group_0"),
+    ],
+)
+def test_what_makes_no_sense(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(DamagedModel, match=word):
+        read(**change)
+
+
+def test_an_expression_that_is_none() -> None:
+    with pytest.raises(DamagedModel, match="regular expression"):
+        read(ignore=["re:("]).scheme_of("fc", LINEAR)
+
+
+def test_entries_that_say_nothing() -> None:
+    quiet = {"sparsity_config": {"format": "dense", "ignore": ["x"]}, "transform_config": {"config_groups": {}}}
+    assert read(**quiet, kv_cache_scheme=None).ignore == ("lm_head",)

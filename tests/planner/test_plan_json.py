@@ -1,0 +1,30 @@
+"""The JSON of a plan."""
+
+import json
+
+from planner.shapes import GIB, decoder, gpu, machine
+
+from outsize.planner.plan_json import plans_to_json
+from outsize.planner.planner import choose, make_request, plan_all
+
+
+def test_the_object_has_what_the_interface_names_and_survives_json():
+    spec, here = decoder(4), machine(4 * GIB, gpu(0, 2 * GIB))
+    request = make_request(spec, context=128)
+    plans = plan_all(spec, here, request)
+    answer = plans_to_json(spec, here, request, plans, choose(plans))
+    assert json.loads(json.dumps(answer)) == answer
+    assert answer["schema"] == 1
+    assert {"id", "architecture", "parameters", "dtype", "weight_bytes", "blocks", "kv_bytes_per_token"} == set(
+        answer["model"]
+    )
+    assert answer["model"]["parameters"] == spec.parameters
+    assert [device["name"] for device in answer["machine"]["devices"]] == ["gpu0", "ram", "disk"]
+    assert answer["request"] == {"context": 128, "batch": 1, "prompt": 128}
+    assert answer["best"] == 0
+    for plan, shown in zip(plans, answer["plans"], strict=True):
+        assert {"weights", "fits", "shortfall_bytes", "placement", "devices", "predicted"} <= set(shown)
+        assert {"module", "bytes", "home", "compute", "reason"} <= set(shown["placement"][0])
+        assert {"first_token_s", "token_s", "bottleneck", "disk_bytes_per_token"} == set(shown["predicted"])
+        assert shown["devices"]["ram"]["total_bytes"] == plan.usage["ram"].total_bytes
+        assert {"weights_bytes", "kv_bytes", "workspace_bytes", "capacity_bytes"} <= set(shown["devices"]["gpu0"])
