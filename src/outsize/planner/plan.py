@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from outsize.planner.weight_group import WeightGroup
+
 Weights = Literal["native", "int8", "int4"]
 WEIGHTS: tuple[Weights, ...] = ("native", "int8", "int4")
 
@@ -104,3 +106,4 @@ class Plan:
     predicted: Prediction
     remedies: tuple[str, ...] = ()  # what would fit, where this does not
     file_bytes: int = 0  # of all weights in this format, as the files have them
+    groups: tuple[WeightGroup, ...] = ()  # in the order of the sweep

@@ -9,6 +9,7 @@ from outsize.errors import UsageError
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
 from outsize.planner import footprint
+from outsize.planner.divide import groups_of
 from outsize.planner.keeping import Kept, keep_tensors, without
 from outsize.planner.placement import computing, passes
 from outsize.planner.plan import WEIGHTS, Item, Plan, Prediction, Request, Usage, Weights
@@ -182,6 +183,7 @@ def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
         usage=usage,
         predicted=prediction,
         file_bytes=sum(problem.rest_bytes),
+        groups=groups_of(problem.spec, problem.weights, items),
     )
 
 
