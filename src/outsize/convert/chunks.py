@@ -21,7 +21,7 @@ READERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some rows of a weight that is quantised, or some bytes of a tensor that is copied."""
+    """Some rows of a weight that is quantised, or some bytes of a tensor that is copied; a strided tensor whole."""
 
     step: Step
     tensor: StoredTensor  # where it lies
@@ -45,13 +45,19 @@ class Held:
 
     def release(self) -> None:
         """Gives the buffer back."""
+        self.view = memoryview(b"")
         self._free.put(self._memory)
 
 
 def cut(step: Step, tensor: StoredTensor) -> Iterator[Piece]:
-    """The pieces of a tensor, in order: whole rows where it is quantised. An empty tensor is one empty piece."""
+    """The pieces of a tensor, in order: whole rows where it is quantised. An empty tensor is one empty piece.
+
+    So is a strided tensor one piece, its whole span: rows of a transposed one lie all over it.
+    """
     size = PIECE
-    if step.packing is not None:
+    if tensor.strides is not None:
+        size = tensor.nbytes
+    elif step.packing is not None:
         row = tensor.nbytes // tensor.shape[0]
         size = max(1, PIECE // row) * row
     for start in range(0, max(tensor.nbytes, 1), size):
@@ -59,13 +65,16 @@ def cut(step: Step, tensor: StoredTensor) -> Iterator[Piece]:
 
 
 class ReadAhead:
-    """Reads pieces in order, some ahead of the one that is asked for. At most BUFFERS pieces are in memory."""
+    """Reads pieces in order, some ahead of the one that is asked for. At most BUFFERS pieces are in memory.
+
+    Strided tensors, which come whole, are not read ahead and have memory of their own: one is there at a time.
+    """
 
     def __init__(self, source: Source, pieces: Sequence[Piece]) -> None:
         self._source = source
         self._pieces = pieces
         self._free: queue.SimpleQueue[Memory] = queue.SimpleQueue()
-        room = _up(max(piece.nbytes for piece in pieces)) + ALIGNMENT
+        room = _up(max((piece.nbytes for piece in pieces if piece.tensor.strides is None), default=0)) + ALIGNMENT
         for _ in range(min(BUFFERS, len(pieces))):
             self._free.put(Memory(room))
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="outsize-convert-read")
@@ -75,7 +84,7 @@ class ReadAhead:
         waiting: deque[Future[Held]] = deque()
         left = deque(self._pieces)
         while left or waiting:
-            while left and (memory := self._buffer(wait=not waiting)) is not None:
+            while left and not (waiting and left[0].tensor.strides) and (memory := self._buffer(wait=not waiting)) is not None:
                 waiting.append(self._pool.submit(self._read, left.popleft(), memory))
             yield waiting.popleft().result()
 
@@ -92,10 +101,11 @@ class ReadAhead:
     def _read(self, piece: Piece, memory: Memory) -> Held:
         offset = piece.tensor.offset + piece.start
         skip = offset % ALIGNMENT
+        whole = memory.view if piece.tensor.strides is None else Memory(_up(skip + piece.nbytes)).view
         if piece.nbytes:
-            view = memory.view[: _up(skip + piece.nbytes)]
+            view = whole[: _up(skip + piece.nbytes)]
             self._source.read_into(piece.tensor.file, offset - skip, view, skip + piece.nbytes)
-        return Held(piece, memory.view[skip : skip + piece.nbytes], memory, self._free)
+        return Held(piece, whole[skip : skip + piece.nbytes], memory, self._free)
 
 
 def _up(nbytes: int) -> int:

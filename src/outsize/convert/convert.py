@@ -224,13 +224,31 @@ class _Conversion:
     def _piece(self, held: Held, writing: _Writing) -> None:
         """Quantises a piece, or passes it on as it is."""
         piece, name = held.piece, held.piece.step.source.name
+        if piece.tensor.strides is not None:
+            self._strided(held, writing)
+            return
         if piece.step.packing is None:
             writing.put(name, held.view, held.release)
             return
-        words, scale = _quantised(piece, held.view)
+        made = _quantised(piece, held.view)
         held.release()
-        writing.put(f"{name}_packed", words)
-        writing.put(f"{name}_scale", scale)
+        self._put_quantised(piece, made, writing)
+
+    def _strided(self, held: Held, writing: _Writing) -> None:
+        """The same for a strided tensor: laid out row-major, and written before the next is read."""
+        piece = held.piece
+        rows = _laid_out(held)
+        held.release()
+        if piece.step.packing is None:
+            writing.put(piece.step.source.name, rows)
+        else:
+            self._put_quantised(piece, _quantised(piece, rows), writing)
+        writing.wait()
+
+    def _put_quantised(self, piece: Piece, made: tuple[memoryview, memoryview], writing: _Writing) -> None:
+        name = piece.step.source.name
+        for part, content in zip(("packed", "scale"), made, strict=True):
+            writing.put(f"{name}_{part}", content)
         if piece.last:
             writing.put(f"{name}_shape", memoryview(struct.pack("<2q", *piece.step.source.shape)))
 
@@ -297,6 +315,13 @@ def _quantised(piece: Piece, view: memoryview) -> tuple[memoryview, memoryview]:
     rows = weight.view(dtype).view(-1, source.shape[1])  # [rows, in]
     made = quantise(rows, packing.bits, packing.group, source.name)
     return _bytes_of(made.words), _bytes_of(made.scale)
+
+
+def _laid_out(held: Held) -> memoryview:
+    """The bytes of a strided tensor's elements in row-major order."""
+    from outsize.store.views import tensor_at
+
+    return _bytes_of(tensor_at(held.view, 0, held.piece.tensor).contiguous().view(-1))
 
 
 def _bytes_of(tensor: Any) -> memoryview:

@@ -50,7 +50,7 @@ class HubSource:
             if tensor.file != file:
                 continue
             here = found.get(tensor.name)
-            if here is None or (here.dtype, here.shape) != (tensor.dtype, tensor.shape):
+            if here is None or (here.dtype, here.shape, here.strides) != (tensor.dtype, tensor.shape, tensor.strides):
                 raise ModelChanged(f"{file}: {tensor.name} is not what its header said before", remedy="run it again")
             self._placed[tensor.name] = here
         self._opened[file] = DirectFiles(path.parent, {file: stated.size})

@@ -89,7 +89,8 @@ class Recipe:
         for shard in self.shards:
             digest.update(shard.name.encode() + b"\0" + shard.header)
             for step in shard.steps:
-                digest.update(f"{step.source.name}\0{step.source.file}\0{step.source.nbytes}\n".encode())
+                source = step.source
+                digest.update(f"{source.name}\0{source.file}\0{source.nbytes}{source.strides or ''}\n".encode())
         return digest.hexdigest()
 
     @property
@@ -155,7 +156,8 @@ def _packing(
     """
     origin = spec.origins[tensor.name]
     cast = tensor.stored != tensor.runtime
-    plain = len(origin.names) == 1 and (cast or not origin.copies) and stored.shape == tensor.shape
+    laid_out = stored.strides is not None  # a copy that is the tensor itself
+    plain = len(origin.names) == 1 and (cast or laid_out or not origin.copies) and stored.shape == tensor.shape
     if not (module.role == "block" and tensor.matmul and plain and stored.dtype in FLOATS and len(stored.shape) == 2):
         return None, ""
     if not (stored.name.endswith(".weight") and tensor.name.endswith(".weight")):

@@ -17,6 +17,7 @@ from outsize.models.tracing.recording import replay, sources
 from outsize.models.tracing.units import Slot, Unit, Weight
 from outsize.store.buffer import Memory
 from outsize.store.layout import Layout, lay_out
+from outsize.store.views import tensor_at
 
 RESTS = "rests on disk and is in memory only while its own module computes"
 
@@ -85,7 +86,7 @@ class Binding:
 
     def _fetch(self, memory: Memory) -> Callable[[StoredTensor], torch.Tensor]:
         def fetch(stored: StoredTensor) -> torch.Tensor:
-            return tensor_at(memory, self.layout.position(stored), stored)
+            return tensor_at(memory.view, self.layout.position(stored), stored)
 
         return fetch
 
@@ -96,15 +97,6 @@ def compacted(weight: torch.Tensor) -> torch.Tensor | None:
 
     memory = Memory(bf12_bytes(*weight.shape))
     return encode(weight.contiguous(), into=torch.frombuffer(memory.view, dtype=torch.uint8))
-
-
-def tensor_at(memory: Memory, position: int, stored: StoredTensor) -> torch.Tensor:
-    """A view of a stored tensor's bytes in a buffer, with its shape and data type. No copy."""
-    dtype = getattr(torch, stored.dtype)
-    count = stored.nbytes // dtype.itemsize
-    if count == 0:
-        return torch.empty(stored.shape, dtype=dtype)
-    return torch.frombuffer(memory.view, dtype=dtype, count=count, offset=position).view(stored.shape)
 
 
 def put(slot: Slot, tensor: torch.Tensor) -> None:

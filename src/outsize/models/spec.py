@@ -16,7 +16,11 @@ Role = Literal["embedding", "block", "head", "other"]
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor in a file: where its bytes lie. Offsets count from the start of the file."""
+    """One tensor in a file: where its bytes lie. Offsets count from the start of the file.
+
+    ``strides``, in elements, of a view that is not row-major and without gaps (PyTorch saves those as they are); None
+    for all others. ``nbytes`` of such a view is its span: from its first element to its last, whatever lies between.
+    """
 
     name: str
     dtype: str  # torch's name: "bfloat16", "float32", "int32", ...
@@ -24,6 +28,7 @@ class StoredTensor:
     file: str  # relative to the model's folder
     offset: int
     nbytes: int
+    strides: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,8 @@ class TensorSpec:
 
     A streamed block need not be in memory as a whole: ``part`` counts its parts in the order in which they compute,
     each done with before the next begins. ``packing``: how the checkpoint has it quantised, if it has; ``stored`` and
-    ``runtime`` are the scales' data types then, and ``shape`` that of the weight itself, [out, in].
+    ``runtime`` are the scales' data types then, and ``shape`` that of the weight itself, [out, in]. ``span``: bytes
+    that reading it takes where it is stored as a strided view, which may be more or fewer than its elements'; else 0.
     """
 
     name: str  # as in model.named_parameters(): "model.decoder.layers.0.fc1.weight"
@@ -42,6 +48,7 @@ class TensorSpec:
     matmul: bool  # the weight of a Linear layer (what int8 and int4 quantise)
     part: int = 0
     packing: Packing | None = None
+    span: int = 0
 
     @property
     def elements(self) -> int:
@@ -50,10 +57,13 @@ class TensorSpec:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes in the checkpoint: elements x bytes of the stored type; packed: integers, scales and a shape."""
+        """Bytes in the checkpoint: elements x bytes of the stored type; packed: integers, scales and a shape.
+
+        Of a strided view, its span.
+        """
         if self.packing is not None:
-            return self.packing.nbytes(self.shape) + self.packing.file_bytes
-        return self.elements * dtype_bytes(self.stored)
+            return (self.span or self.packing.nbytes(self.shape)) + self.packing.file_bytes
+        return self.span or self.elements * dtype_bytes(self.stored)
 
     @property
     def runtime_bytes(self) -> int:

@@ -73,8 +73,9 @@ def _entry(module: ModuleSpec) -> dict[str, Any]:
     tensors = []
     for tensor in module.tensors:
         short = tensor.name.removeprefix(prefix) if tensor.name.startswith(prefix) else ABSOLUTE + tensor.name
-        packing = [] if tensor.packing is None else [astuple(tensor.packing)]  # none for most
-        tensors.append([short, list(tensor.shape), tensor.stored, tensor.runtime, tensor.matmul, tensor.part, *packing])
+        packing = None if tensor.packing is None else astuple(tensor.packing)
+        more = [packing, tensor.span] if tensor.span else [packing] if packing else []  # none for most
+        tensors.append([short, list(tensor.shape), tensor.stored, tensor.runtime, tensor.matmul, tensor.part, *more])
     cache = module.cache
     return {
         "names": [module.name],
@@ -95,8 +96,9 @@ def _module(entry: Mapping[str, Any], name: str) -> ModuleSpec:
             runtime,
             matmul,
             part,
-            *(Packing(*fields) for fields in packing),
+            Packing(*more[0]) if more and more[0] else None,
+            *more[1:],
         )
-        for short, shape, stored, runtime, matmul, part, *packing in entry["tensors"]
+        for short, shape, stored, runtime, matmul, part, *more in entry["tensors"]
     )
     return ModuleSpec(name, entry["role"], entry["stack"], tensors, CacheSpec(*entry["cache"]), tuple(entry["tied"]))

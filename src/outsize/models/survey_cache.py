@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
+from math import prod
 from pathlib import Path
 
 from outsize.errors import OutsizeError
+from outsize.models.dtypes import dtype_bytes
 from outsize.models.files.folder import ModelFolder
 from outsize.models.spec import ModelSpec, StoredTensor
 from outsize.models.spec_json import SCHEMA, spec_from_json, spec_to_json
+from outsize.models.strided import elements
 from outsize.paths import outsize_cache
 
 CHUNK = 1 << 22  # bytes compared at a time
+MOST_REPEATED = 16  # times the bytes of its file that a strided tensor may have to be compared
 
 
 def folder_spec(folder: ModelFolder, auto_class: str | None = None) -> ModelSpec:
@@ -47,10 +52,12 @@ class same_bytes:  # noqa: N801  a function with a folder bound to it
 
     def __call__(self, a: StoredTensor, b: StoredTensor) -> bool:
         """Compares in pieces and stops at the first difference."""
-        if (a.file, a.offset, a.nbytes) == (b.file, b.offset, b.nbytes) or self._path is None:
+        if self._path is None or _place(a) == _place(b):
             return True
-        if a.nbytes != b.nbytes or a.dtype != b.dtype:
+        if a.dtype != b.dtype or a.shape != b.shape:
             return False
+        if a.strides is not None or b.strides is not None:
+            return _equal_elements(self._path, a, b)
         with (self._path / a.file).open("rb") as left, (self._path / b.file).open("rb") as right:
             left.seek(a.offset)
             right.seek(b.offset)
@@ -61,6 +68,38 @@ class same_bytes:  # noqa: N801  a function with a folder bound to it
         return True
 
 
+def _place(tensor: StoredTensor) -> tuple[object, ...]:
+    """Equal for tensors that are the same elements of the same file."""
+    return tensor.file, tensor.offset, tensor.nbytes, tensor.shape, tensor.strides
+
+
+def _equal_elements(folder: Path, a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors hold the same elements, of which at least one is strided: run by run, from mapped files.
+
+    Strides can make endless tensors of a few bytes. Those are not compared: two weights that are equal are right, too.
+    """
+    left, right = _mapped(folder / a.file), _mapped(folder / b.file)
+    if prod(a.shape) * dtype_bytes(a.dtype) > MOST_REPEATED * (len(left) + len(right)):
+        return False
+    return all(one == other for one, other in zip(_rows(left, a), _rows(right, b), strict=True))
+
+
+def _rows(file: memoryview, tensor: StoredTensor) -> Iterator[bytes]:
+    """The elements, one run along the last dimension after the other, of contiguous tensors too."""
+    if tensor.strides is None:
+        step = tensor.shape[-1] * dtype_bytes(tensor.dtype)
+        starts = range(tensor.offset, tensor.offset + tensor.nbytes, step)
+        yield from (bytes(file[start : start + step]) for start in starts)
+    else:
+        yield from map(bytes, elements(file[tensor.offset : tensor.offset + tensor.nbytes], tensor))
+
+
+def _mapped(path: Path) -> memoryview:
+    """A file's bytes, not read into memory: a transposed tensor is read across. Unmapped with its last view."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 def _key(folder: ModelFolder, auto_class: str | None) -> str:
     facts: Mapping[str, object] = {
         "schema": SCHEMA,
@@ -68,7 +107,7 @@ def _key(folder: ModelFolder, auto_class: str | None) -> str:
         "origin": folder.origin,
         "config": folder.config,
         "auto_class": auto_class,
-        "tensors": [(t.name, t.dtype, t.shape, t.file, t.offset) for t in folder.tensors],
+        "tensors": [(t.name, t.dtype, t.shape, t.file, t.offset, t.strides) for t in folder.tensors],
         "files": [(f.name, f.size, _changed(folder, f.name)) for f in folder.files],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

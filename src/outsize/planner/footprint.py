@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from outsize.machine.machine import Device, Machine
 from outsize.models.bf12_layout import MOST_INPUTS, bf12_bytes
+from outsize.models.dtypes import dtype_bytes
 from outsize.models.formats import Packing, packing_for
 from outsize.models.spec import CacheSpec, ModelSpec, ModuleSpec, TensorSpec
 from outsize.planner.plan import Request, Weights
@@ -51,7 +52,14 @@ def packing_of(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> Pack
 def tensor_rest_bytes(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> int:
     """Bytes of one tensor as it is read: integers and scales where packed, else elements x bytes of the stored type."""
     packing = packing_of(module, tensor, weights)
-    return tensor.stored_bytes if packing is None else packing.nbytes(tensor.shape)
+    if span := span_of(tensor, weights):
+        return span
+    return tensor.elements * dtype_bytes(tensor.stored) if packing is None else packing.nbytes(tensor.shape)
+
+
+def span_of(tensor: TensorSpec, weights: Weights) -> int:
+    """Bytes that a tensor takes to be read where it is stored as a strided view; 0 otherwise, as in converted copies."""
+    return tensor.span if weights == "native" or tensor.packing is not None else 0
 
 
 def rest_bytes(module: ModuleSpec, weights: Weights) -> int:
@@ -111,13 +119,15 @@ def slack_bytes(module: ModuleSpec, weights: Weights) -> int:
 
 
 def converted_bytes(module: ModuleSpec, weights: Weights) -> int:
-    """Bytes of those tensors whose runtime type is not the stored one: streaming needs a place to convert them to.
+    """Bytes of those tensors that are not used as they are stored: streaming needs a place to bring them to.
 
-    Of a packed weight, these are its scales.
+    That is another data type (of a packed weight, that of its scales), or a strided view that is laid out.
     """
     total = 0
     for tensor in module.tensors:
-        if tensor.stored != tensor.runtime:
+        if span_of(tensor, weights):
+            total += tensor_resident_bytes(module, tensor, weights)
+        elif tensor.stored != tensor.runtime:
             packing = packing_of(module, tensor, weights)
             total += tensor.runtime_bytes if packing is None else packing.scale_bytes(tensor.shape, tensor.runtime)
     return total

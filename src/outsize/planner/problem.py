@@ -40,7 +40,7 @@ def module_loads(spec: ModelSpec, weights: Weights) -> tuple[Load, ...]:
         alike = (
             module.role,
             bool(module.tied),
-            tuple((t.shape, t.stored, t.runtime, t.matmul, t.part, t.packing) for t in module.tensors),
+            tuple((t.shape, t.stored, t.runtime, t.matmul, t.part, t.packing, t.span) for t in module.tensors),
         )
         if alike not in known:
             known[alike] = Load(

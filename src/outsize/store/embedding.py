@@ -5,9 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from outsize.models.dtypes import dtype_bytes
 from outsize.models.spec import StoredTensor
+from outsize.models.strided import FORMATS, elements
 from outsize.store.buffer import Memory
-from outsize.store.layout import lay_out
+from outsize.store.layout import GAP, lay_out
 from outsize.store.reader import Files
 
 if TYPE_CHECKING:
@@ -25,38 +27,38 @@ class RowReader:
     def __init__(self, files: Files) -> None:
         self.bytes_read = 0
         self._files = files
-        self._kept: dict[tuple[str, int, int], bytes] = {}  # by file, offset and row
+        self._kept: dict[tuple[StoredTensor, int], bytes] = {}  # by matrix and row
         self._kept_bytes = self._keep_bytes = 0
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="outsize-rows")
 
     def read(self, matrix: StoredTensor, rows: Sequence[int]) -> bytearray:
         """The bytes of the given rows of a stored matrix [rows, width], in the order given. Raises as Files does."""
-        width = matrix.nbytes // matrix.shape[0]
+        width = matrix.shape[1] * dtype_bytes(matrix.dtype)
         gathered = bytearray(width * len(rows))
         target = memoryview(gathered)
+        missing = []
+        for place, number in enumerate(rows):
+            known = self._kept.get((matrix, number))
+            if known is None:
+                missing.append(place)
+            else:
+                target[place * width : (place + 1) * width] = known
 
         def one(place: int) -> int:
-            key = (matrix.file, matrix.offset, rows[place])
-            known = self._kept.get(key)
-            if known is not None:
-                target[place * width : (place + 1) * width] = known
-                return 0
-            row = StoredTensor("", "uint8", (width,), matrix.file, matrix.offset + rows[place] * width, width)
-            (extent,) = lay_out([row]).extents
-            memory = Memory(extent.length)
-            got = self._files.read_into(extent.file, extent.offset, memory.view, extent.needed)
-            start = row.offset - extent.offset
-            target[place * width : (place + 1) * width] = memory.view[start : start + width]
+            got, row = self._read(_row(matrix, rows[place]))
+            target[place * width : (place + 1) * width] = row
             return got
 
-        self.bytes_read += sum(self._pool.map(one, range(len(rows))))
+        if matrix.strides is not None and matrix.strides[1] * dtype_bytes(matrix.dtype) > GAP:
+            self.bytes_read += self._read_columns(matrix, {place: rows[place] for place in missing}, target)
+        else:
+            self.bytes_read += sum(self._pool.map(one, missing))
         self._files.check([matrix.file])
         for place, number in enumerate(rows):
             if self._kept_bytes + width > self._keep_bytes:
                 break
-            key = (matrix.file, matrix.offset, number)
-            if key not in self._kept:
-                self._kept[key] = bytes(target[place * width : (place + 1) * width])
+            if (matrix, number) not in self._kept:
+                self._kept[matrix, number] = bytes(target[place * width : (place + 1) * width])
                 self._kept_bytes += width
         return gathered
 
@@ -68,3 +70,48 @@ class RowReader:
     def close(self) -> None:
         """Ends the threads."""
         self._pool.shutdown()
+
+    def _read(self, tensor: StoredTensor) -> tuple[int, bytes]:
+        """Bytes that came from the drive for a tensor of one dimension, and its elements."""
+        (extent,) = lay_out([tensor]).extents
+        memory = Memory(extent.length)
+        got = self._files.read_into(extent.file, extent.offset, memory.view, extent.needed)
+        start = tensor.offset - extent.offset
+        return got, b"".join(elements(memory.view[start : start + tensor.nbytes], tensor))
+
+    def _read_columns(self, matrix: StoredTensor, rows: dict[int, int], target: memoryview) -> int:
+        """Fills the rows, by their places in ``target``, of a matrix that lies column after column; bytes read.
+
+        Each element of a row is on a page of its own, so that rows near each other are read together, by columns.
+        """
+        assert matrix.strides is not None
+        size, width = dtype_bytes(matrix.dtype), matrix.shape[1]
+        down, across = matrix.strides
+        values = target.cast(FORMATS[size])  # type: ignore[call-overload]
+        runs: list[list[int]] = []  # places whose rows lie near each other
+        for place in sorted(rows, key=lambda place: rows[place]):
+            if runs and (rows[place] - rows[runs[-1][-1]]) * down * size <= GAP:
+                runs[-1].append(place)
+            else:
+                runs.append([place])
+
+        def one(run: list[int], column: int) -> int:
+            first, last = rows[run[0]], rows[run[-1]]
+            span = (last - first) * down + 1
+            start = matrix.offset + (first * down + column * across) * size
+            got, raw = self._read(StoredTensor("", matrix.dtype, (span,), matrix.file, start, span * size))
+            found = memoryview(raw).cast(FORMATS[size])  # type: ignore[call-overload]
+            for place in run:
+                values[place * width + column] = found[(rows[place] - first) * down]
+            return got
+
+        return sum(sum(self._pool.map(one, [run] * width, range(width))) for run in runs)
+
+
+def _row(matrix: StoredTensor, number: int) -> StoredTensor:
+    """One row of a matrix, as the file has it."""
+    size, width = dtype_bytes(matrix.dtype), matrix.shape[1]
+    down, across = matrix.strides or (width, 1)
+    span = ((width - 1) * across + 1) * size
+    start = matrix.offset + number * down * size
+    return StoredTensor("", matrix.dtype, (width,), matrix.file, start, span, None if across == 1 else (across,))

@@ -14,6 +14,7 @@ from outsize.errors import DamagedModel
 from outsize.models.formats import WORD_BITS, Packing
 from outsize.models.quantization import BITS, Quantisation, unsupported
 from outsize.models.spec import StoredTensor
+from outsize.models.strided import elements
 
 FLOATS = frozenset({"float16", "bfloat16", "float32"})
 PARTS = ("", "_packed", "_scale", "_zero_point", "_shape")  # of names in a checkpoint, after the weight's own
@@ -92,7 +93,8 @@ def shapes_in(folder: Path | None) -> ReadShape:
             return None
         with (folder / stored.file).open("rb") as file:
             file.seek(stored.offset)
-            return struct.unpack("<2q", file.read(stored.nbytes))
+            two = elements(memoryview(file.read(stored.nbytes)), stored)
+            return struct.unpack("<2q", b"".join(two))
 
     return read
 

@@ -29,7 +29,7 @@ def read_header(source: ByteSource) -> tuple[StoredTensor, ...]:
     """The tensors of a ``.bin`` file, in the order of the state dict. Tensors that share a storage share an offset.
 
     Raises DamagedModel, UntrustedModel (the pickle asks for anything but tensors) or UnsupportedModel (an old format,
-    big-endian data, nested dicts, tensors that do not lie in order).
+    big-endian data, nested dicts).
     """
     with_magic = source.read(0, min(len(LEGACY), source.size))
     if with_magic == LEGACY:
@@ -136,19 +136,23 @@ def _tensors(value: object, file: str) -> dict[str, PickledTensor]:
 
 
 def _stored_tensor(name: str, tensor: PickledTensor, archive: _Archive) -> StoredTensor:
-    """Where the tensor's bytes lie in the file."""
+    """Where the tensor's bytes lie in the file; of a strided view, the span from its first element to its last."""
     where = f"{archive.source.name}: tensor {name!r}"
     width, storage = dtype_bytes(tensor.dtype), tensor.storage
     elements = prod(tensor.shape)
-    if elements and not _is_contiguous(tensor.shape, tensor.strides):
-        raise UnsupportedModel(f"{where} does not lie in order (strides {tensor.strides})", remedy=SAVE_AGAIN)
+    if elements * width >= 1 << 63:  # a stride of 0 makes any size of a few bytes; torch counts bytes in 63 bits
+        raise DamagedModel(f"{where} is larger than any tensor can be")
+    strided = elements > 0 and not _is_contiguous(tensor.shape, tensor.strides)
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    span = 1 + sum((size - 1) * stride for size, stride in steps) if strided else elements
     start, size = archive.place(f"data/{storage.key}")
     declared = storage.elements * (dtype_bytes(storage.dtype) if storage.dtype else 1)
-    begin, nbytes = tensor.offset * width, elements * width
+    begin, nbytes = tensor.offset * width, span * width
     if declared != size or begin + nbytes > size:
         raise DamagedModel(f"{where} does not fit its storage", need=f"{max(declared, begin + nbytes)} bytes",
                            have=f"{size} bytes")  # fmt: skip
-    return StoredTensor(name, tensor.dtype, tensor.shape, archive.source.name, start + begin, nbytes)
+    strides = tensor.strides if strided else None
+    return StoredTensor(name, tensor.dtype, tensor.shape, archive.source.name, start + begin, nbytes, strides)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

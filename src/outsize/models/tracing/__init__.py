@@ -212,10 +212,17 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
             w.matmul and unit.role == "block" and is_whole(w.expression),
             parts[w.name],
             w.packing,
+            _span(w),
         )
         for w in unit.weights
     )
     return ModuleSpec(unit.name, unit.role, unit.stack, tensors, measured.cache[unit.name], unit.tied)
+
+
+def _span(weight: Weight) -> int:
+    """Bytes that reading a weight takes where one of its sources is a strided view; 0 where none is."""
+    stored = list(sources(weight.expression))
+    return sum(s.nbytes for s in stored) if any(s.strides is not None for s in stored) else 0
 
 
 def _stored_dtype(weight: Weight) -> str:

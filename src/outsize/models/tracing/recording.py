@@ -26,7 +26,7 @@ CASTS = frozenset({"aten._to_copy.default", "aten.to.device", "aten.to.dtype", "
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A leaf: the tensor as it lies in its file."""
+    """A leaf: the tensor of a file, row-major in memory even where it is stored as a strided view."""
 
     tensor: StoredTensor
 
@@ -72,11 +72,11 @@ def sources(expression: Expression) -> Iterator[StoredTensor]:
 
 
 def copies(expression: Expression) -> bool:
-    """Whether replaying makes new memory (a cast, a concatenation) instead of a view of the sources."""
+    """Whether replaying makes new memory (a cast, a concatenation, a strided view laid out) instead of a view."""
     if isinstance(expression, Source):
-        return False
+        return expression.tensor.strides is not None
     if isinstance(expression, Packed):
-        return expression.dtype is not None
+        return expression.dtype is not None or any(part.strides is not None for part in expression.tensor.tensors)
     inner = (leaf for leaf in tree_leaves((expression.args, expression.kwargs), is_leaf=_is_expression))
     return not expression.op.is_view or any(copies(leaf) for leaf in inner if _is_expression(leaf))
 
@@ -91,15 +91,22 @@ def is_whole(expression: Expression) -> bool:
 def replay(
     expression: Expression, fetch: Callable[[StoredTensor], torch.Tensor], pack: Pack | None = None
 ) -> torch.Tensor:
-    """The tensor that an expression stands for, over the sources that ``fetch`` gives; ``pack`` makes packed ones."""
+    """The tensor that an expression stands for, over the sources that ``fetch`` gives; ``pack`` makes packed ones.
+
+    ``fetch`` may give strided views: they are laid out, because all that is done to a source was recorded as if it were
+    row-major. A cast does that on its way, so that there is one copy.
+    """
     if isinstance(expression, Source):
-        return fetch(expression.tensor)
+        return fetch(expression.tensor).contiguous()
     if isinstance(expression, Packed):
         assert pack is not None, "whoever replays a packed weight can make one"
         assert expression.packing is not None, "the weight is settled"
-        values, scale, *zero_point = (fetch(tensor) for tensor in expression.tensor.tensors)
+        values, scale, *zero_point = (fetch(tensor).contiguous() for tensor in expression.tensor.tensors)
         scale = scale if expression.dtype is None else scale.to(expression.dtype)
         return pack(values, scale, next(iter(zero_point), None), expression.packing, expression.tensor.shape)
+
+    if expression.op is torch.ops.aten._to_copy.default and isinstance(expression.args[0], Source):
+        return fetch(expression.args[0].tensor).to(**expression.kwargs, memory_format=torch.contiguous_format)
 
     def realise(leaf: Any) -> Any:
         return replay(leaf, fetch, pack) if _is_expression(leaf) else leaf
