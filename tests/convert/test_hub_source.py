@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import ARCHITECTURES, write_checkpoint
 from fakehub import COMMIT, FakeHub
 
@@ -51,6 +52,17 @@ def serve(hub: FakeHub, tmp_path: Path, form: str = "sharded safetensors") -> Pa
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != NAME}
+
+
+def test_strided_views_of_a_hub_model(hub: FakeHub, tmp_path: Path) -> None:
+    folder = serve(hub, tmp_path, "bin")
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save({name: t.t().contiguous().t() for name, t in state.items()}, folder / "pytorch_model.bin")
+    hub.add_folder(MODEL, folder)
+    made = convert_model(MODEL, "int4", discard_source=True).folder
+    local = convert_model(str(folder), "int4").folder
+    assert contents(made) == contents(local)
+    verify(made)
 
 
 @pytest.mark.parametrize("form", ["sharded safetensors", "sharded bin", "bin"])

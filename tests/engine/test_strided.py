@@ -13,7 +13,9 @@ import pytest
 import torch
 import transformers
 from checkpoints import ARCHITECTURES, write_checkpoint
-from engine.every_tier import HOMES, load
+from engine.every_tier import load
+from engine.test_budget import MIB, least, run
+from quantised import SCHEMES, Scheme, write_quantised
 from safetensors.torch import load_file
 
 import outsize
@@ -66,7 +68,9 @@ VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {
 def with_views(state: Mapping[str, Tensor], kind: str) -> State:
     """The same state dict with every tensor as a view of that kind."""
     if kind == "one storage":  # of one contiguous run of each tensor after the other, at any offset
-        flat = torch.cat([torch.zeros(3, dtype=next(iter(state.values())).dtype), *(t.flatten() for t in state.values())])
+        flat = torch.cat(
+            [torch.zeros(3, dtype=next(iter(state.values())).dtype), *(t.flatten() for t in state.values())]
+        )
         made, start = {}, 3
         for name, tensor in state.items():
             made[name] = flat[start : start + tensor.numel()].view(tensor.shape)
@@ -162,10 +166,14 @@ def test_planned_bytes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert footprint.converted_bytes(module, "native") == sum(t.runtime_bytes for t in strided)
     with load(folder, "disk", monkeypatch) as model:
         logits(model)
-        plan, stream = model.outsize.plan, model.outsize.sweep.stream
-        largest = max(part.binding.layout.nbytes for _, part in model.outsize.sweep._places)
-        assert largest <= plan.ring_slot_bytes
-        assert stream.stats.bytes_read >= sum(item.bytes for item in plan.items if item.streamed)
+        plan = model.outsize.plan
+        streamed = sum(item.bytes for item in plan.items if item.streamed)
+        assert streamed == sum(
+            footprint.rest_bytes(m, "native") for m, i in zip(spec.modules, plan.items, strict=True) if i.streamed
+        )
+        assert plan.ring_slot_bytes == max(
+            footprint.slot_bytes(m, "native") for m, i in zip(spec.modules, plan.items, strict=True) if i.streamed
+        )
     with load(folder, "ram", monkeypatch) as model:
         logits(model)
         assert sum(item.bytes for item in model.outsize.plan.items) == sum(p.nbytes for p in model.parameters())
@@ -206,6 +214,20 @@ def test_a_conversion_gives_the_bytes_of_a_row_major_checkpoint(kind: str, weigh
     verify(copies[0])
 
 
+@pytest.mark.parametrize("home", ["ram", "disk"])
+@pytest.mark.parametrize("scheme", SCHEMES[:2], ids=str)
+def test_packed_weights_that_are_stored_as_views(
+    scheme: Scheme, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / "plain", tmp_path / "strided"):
+        write_quantised(folder, ARCHITECTURES["llama"].make_model(), scheme)
+    state = load_file(tmp_path / "plain" / "model.safetensors")
+    (tmp_path / "strided" / "model.safetensors").unlink()
+    torch.save(with_views(state, "transposed"), tmp_path / "strided" / "pytorch_model.bin")
+    with load(tmp_path / "plain", home, monkeypatch) as plain, load(tmp_path / "strided", home, monkeypatch) as strided:
+        assert torch.equal(logits(strided), logits(plain))
+
+
 def test_a_hostile_tensor_that_repeats_a_few_bytes_for_ever(tmp_path: Path) -> None:
     """It does not fit any machine, and is refused as such before anything is read."""
     model = ARCHITECTURES["llama-tied"].make_model()
@@ -215,4 +237,19 @@ def test_a_hostile_tensor_that_repeats_a_few_bytes_for_ever(tmp_path: Path) -> N
     state = {**model.state_dict(), "model.embed_tokens.weight": huge, "lm_head.weight": other}
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(outsize.DoesNotFit):
-        outsize.load(tmp_path, no_gpu=True, weight_limits={"disk": 0})
+        outsize.load(tmp_path, no_gpu=True)
+
+
+@pytest.mark.slow
+def test_the_process_stays_within_the_budget(tmp_path: Path) -> None:
+    """Some 120 MB, all transposed: the copies that are laid out are in the plan."""
+    config = transformers.LlamaConfig(
+        vocab_size=8000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=16,
+        max_position_embeddings=2048, dtype=torch.bfloat16,
+    )  # fmt: skip
+    write(tmp_path, transformers.LlamaForCausalLM(config).to(torch.bfloat16), "transposed")
+    budget = least(tmp_path, context=128) + 20 * MIB
+    code, said = run(tmp_path, ram=budget, context=128)
+    assert code == 0
+    assert said["streamed"] > 0
+    assert said["peak"] <= budget

@@ -66,6 +66,6 @@ def test_rows_of_a_strided_matrix(
     assert bytes(reader.read(matrix, rows)) == expected
     reader.keep(2 * shape[1] * dtype.itemsize)
     assert bytes(reader.read(matrix, rows)) == bytes(reader.read(matrix, rows)) == expected
-    assert 0 < reader.bytes_read
+    assert reader.bytes_read > 0
     reader.close()
     files.close()

@@ -84,7 +84,11 @@ class ReadAhead:
         waiting: deque[Future[Held]] = deque()
         left = deque(self._pieces)
         while left or waiting:
-            while left and not (waiting and left[0].tensor.strides) and (memory := self._buffer(wait=not waiting)) is not None:
+            while (
+                left
+                and not (waiting and left[0].tensor.strides)
+                and (memory := self._buffer(wait=not waiting)) is not None
+            ):
                 waiting.append(self._pool.submit(self._read, left.popleft(), memory))
             yield waiting.popleft().result()
 

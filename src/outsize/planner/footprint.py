@@ -58,7 +58,7 @@ def tensor_rest_bytes(module: ModuleSpec, tensor: TensorSpec, weights: Weights) 
 
 
 def span_of(tensor: TensorSpec, weights: Weights) -> int:
-    """Bytes that a tensor takes to be read where it is stored as a strided view; 0 otherwise, as in converted copies."""
+    """Bytes that reading a tensor takes where it is stored as a strided view; else 0, as in converted copies."""
     return tensor.span if weights == "native" or tensor.packing is not None else 0
 
 
