@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from outsize.machine.host import Host
+from outsize.machine.linux import Host
 
 GIB = 2**30
 ROOT_MOUNT = "27 1 254:0 / / rw,relatime - ext4 /dev/nvme0n1p2 rw\n"

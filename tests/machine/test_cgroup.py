@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from machine.fake_host import GIB, V1_CPU_MOUNT, V1_MOUNT, V2_MOUNT, fake_host
 
-from outsize.machine.cgroup import MemoryLimit, cpu_quota, memory_limits
+from outsize.machine.linux import MemoryLimit, cpu_quota, memory_limits
 
 V1 = "/sys/fs/cgroup/memory"
 V2 = "/sys/fs/cgroup"

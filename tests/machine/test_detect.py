@@ -7,7 +7,7 @@ from machine.fake_nvml import FakeNvml, card
 
 from outsize.errors import UsageError
 from outsize.machine.detect import identity, this_machine, usable_cores
-from outsize.machine.host import Host
+from outsize.machine.linux import Host
 from outsize.machine.machine import Machine
 from outsize.machine.profile import Identity, Profile
 

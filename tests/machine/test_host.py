@@ -3,7 +3,7 @@ from pathlib import Path
 
 from machine.fake_host import fake_host
 
-from outsize.machine.host import Host, Mount
+from outsize.machine.linux import Host, Mount
 
 
 def test_text_of_what_is_and_is_not_there(tmp_path: Path) -> None:

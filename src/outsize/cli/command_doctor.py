@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 import outsize
 from outsize.errors import UsageError
-from outsize.machine.cgroup import memory_limits
 from outsize.machine.detect import EMULATE, identity, this_machine, usable_cores
-from outsize.machine.host import Host
+from outsize.machine.linux import Host, memory_limits
 from outsize.machine.machine import Machine
 from outsize.machine.profile import load_profile, profile_path
 from outsize.paths import hub_cache

@@ -11,9 +11,8 @@ from typing import Any
 
 from outsize.errors import UsageError
 from outsize.machine import rates
-from outsize.machine.cgroup import cpu_quota, memory_limits
 from outsize.machine.compiled import are_kernels_compiled
-from outsize.machine.host import Host, Mount
+from outsize.machine.linux import Host, Mount, cpu_quota, memory_limits
 from outsize.machine.machine import Device, Machine
 from outsize.machine.nvidia import load_nvml, read_gpus
 from outsize.machine.profile import Identity, Profile, apply_profile

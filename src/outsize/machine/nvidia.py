@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from outsize.machine.gpu_specs import gpu_sheet
-from outsize.machine.host import Host
+from outsize.machine.linux import Host
 from outsize.machine.machine import Device
 from outsize.machine.rates import ALL_RATES, PCIE_LANE, UNKNOWN_GPU, GpuRates
 

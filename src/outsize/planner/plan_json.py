@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from outsize.machine.describe import machine_summary
 from outsize.machine.machine import Machine
-from outsize.machine.machine_json import machine_summary
 from outsize.models.spec import ModelSpec
 from outsize.planner.plan import Item, Plan, Request
 

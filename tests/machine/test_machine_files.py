@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from outsize.errors import UsageError
+from outsize.machine.describe import machine_from_json, machine_summary, machine_to_json
 from outsize.machine.detect import this_machine
-from outsize.machine.machine_json import machine_from_json, machine_summary, machine_to_json
 
 RAM = {"kind": "ram", "capacity_bytes": "8GiB"}
 
