@@ -8,7 +8,7 @@ OLDEST := 5.20.0
 NEWEST := 5.24.0
 VERSIONS := .venv-oldest/.ready .venv-newest/.ready
 VERSION_TESTS := tests/models/tracing tests/engine/test_parity.py tests/engine/test_budget.py tests/engine/test_kv_cache.py \
-	tests/engine/test_loader.py tests/engine/test_generation.py tests/engine/test_scoring.py tests/engine/test_quantised.py
+	tests/engine/test_loader.py tests/engine/test_generation.py tests/engine/test_scoring.py
 PURE := src/outsize/models/*,src/outsize/machine/*,src/outsize/planner/*,src/outsize/paths.py,src/outsize/sizes.py
 KERNELS := $(wildcard src/outsize/kernels/cpu/c/*) setup.py src/outsize/kernels/cpu/build.py
 SANITIZED := .venv/sanitized.so
