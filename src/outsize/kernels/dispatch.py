@@ -10,6 +10,7 @@ from torch.nn import functional
 from outsize.errors import OutsizeError
 from outsize.kernels import reference
 from outsize.kernels.cpu.library import Kernels, kernels
+from outsize.kernels.cuda import linear as cuda
 from outsize.models.formats import Packing
 
 LARGEST, LARGEST_FOLDED = 32639, 1919  # what activations are rounded to beside packed weights, at least
@@ -41,9 +42,11 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
     Other devices, types and layouts, and OUTSIZE_KERNELS=torch: the twins. No gradients but through these.
     """
     build = kernels()
+    packing = getattr(weight, "packing", None)
+    if packing is not None and x.numel() and not x.is_cpu and cuda.multiplies(x, weight):
+        return cuda.linear(x, weight, bias)
     if build is None or not x.is_cpu or x.dtype not in TYPES or not x.numel():
         return reference.linear(x, weight, bias)
-    packing = getattr(weight, "packing", None)
     if torch.is_grad_enabled() and (x.requires_grad or (packing is None and weight.requires_grad)):
         return reference.linear(x, weight, bias)
     if packing is not None:

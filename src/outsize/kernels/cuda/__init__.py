@@ -1,0 +1,1 @@
+"""GPU kernels in Triton over packed weights as they are stored."""
