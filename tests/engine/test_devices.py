@@ -161,7 +161,7 @@ def with_groups_on_gpus(opening: Any) -> Any:
     split = 0
     for group in opening.plan.groups:
         name = next((t for t in group.tensors if t.endswith(("up_proj.weight", "fc1.weight", "wi.weight"))), None)
-        if group.residency == "cached" or name is None or len(group.tensors) == 1:
+        if group.residency == "cached" or name is None:
             groups.append(group)
             continue
         together = tuple(t for t in group.tensors if t.rpartition(".")[0] == name.rpartition(".")[0])
@@ -176,7 +176,7 @@ def with_groups_on_gpus(opening: Any) -> Any:
             residency="resident" if resident else "streamed",
             in_place=False,
         )
-        groups += [replace(group, tensors=rest), gpu]
+        groups += [replace(group, tensors=rest), gpu] if rest else [gpu]
     plan = replace(opening.plan, groups=tuple(groups), ring_slots=3, ring_slot_bytes=1 << 20)
     return replace(opening, plan=plan)
 
