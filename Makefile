@@ -4,11 +4,16 @@
 BASE_PYTHON := $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
+OLDEST := 5.20.0
+NEWEST := 5.24.0
+VERSIONS := .venv-oldest/.ready .venv-newest/.ready
+VERSION_TESTS := tests/models/tracing tests/engine/test_parity.py tests/engine/test_budget.py tests/engine/test_kv_cache.py \
+	tests/engine/test_loader.py tests/engine/test_generation.py tests/engine/test_scoring.py
 PURE := src/outsize/models/*,src/outsize/machine/*,src/outsize/planner/*,src/outsize/paths.py,src/outsize/sizes.py
 KERNELS := $(wildcard src/outsize/kernels/cpu/c/*) setup.py src/outsize/kernels/cpu/build.py
 SANITIZED := .venv/sanitized.so
 
-.PHONY: demo test check sanitize bench gpu-check clean
+.PHONY: demo test test-versions check sanitize bench gpu-check clean
 
 demo: $(READY)  ## plan the bundled model on a machine too small for it, then run it there
 	.venv/bin/outsize demo
@@ -16,6 +21,11 @@ demo: $(READY)  ## plan the bundled model on a machine too small for it, then ru
 test: $(READY)  ## all tests, and every line of models/, machine/ and planner/ covered
 	.venv/bin/python -m pytest --numprocesses auto --dist loadgroup --cov --cov-report=
 	.venv/bin/coverage report --include='$(PURE)' --fail-under=100 --show-missing --skip-covered
+
+test-versions: $(VERSIONS)  ## what depends on transformers' internals, with the oldest and the newest supported version
+	for version in oldest newest; do \
+		.venv-$$version/bin/python -m pytest --numprocesses auto --dist loadgroup $(VERSION_TESTS) || exit; \
+	done
 
 check: $(READY) sanitize  ## format, lint, types, floors, and the kernels under sanitizers
 	.venv/bin/ruff format --check .
@@ -43,11 +53,19 @@ gpu-check:  ## the device checks, with the torch that is there: installs nothing
 	PYTHONPATH=src $${PYTHON:-python3} bench/gpu_check.py
 
 clean:  ## forget the environments
-	rm -rf .venv .venv-bench
+	rm -rf .venv .venv-bench .venv-oldest .venv-newest
 
 $(READY): pyproject.toml constraints.txt $(KERNELS)
 	$(BASE_PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# As constraints.txt says, but for transformers, and only what these tests need.
+$(VERSIONS): .venv-%/.ready: Makefile pyproject.toml constraints.txt $(KERNELS)
+	$(BASE_PYTHON) -m venv .venv-$*
+	sed 's/^transformers==.*/transformers==$(if $(filter oldest,$*),$(OLDEST),$(NEWEST))/' constraints.txt > .venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip install --quiet --constraint .venv-$*/constraints.txt --editable . \
+		compressed-tensors pytest pytest-xdist
 	touch $@
 
 # Without AMX: llama.cpp's kernels for it crash (ggml-org/llama.cpp#20824).

@@ -107,9 +107,10 @@ def cache_beside_blocks(model: Any) -> str:
     import torch
 
     from outsize.engine.devices import Devices
+    from outsize.models.tracing.cache_argument import cache_in
 
     with torch.inference_mode():
-        cache = model(input_ids=torch.arange(3, 9).view(1, -1), use_cache=True).past_key_values
+        cache = cache_in(model(input_ids=torch.arange(3, 9).view(1, -1), use_cache=True))
     devices = Devices(model.outsize.machine)
     roles = {module.name: module.role for module in model.outsize.spec.modules}
     computes = [item.compute for item in model.outsize.plan.items if roles[item.module] == "block"]

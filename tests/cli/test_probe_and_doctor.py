@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,25 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert {"torch", "transformers", "memory", "GPUs", "models", "direct reads", "CPU kernels"} <= checks.keys()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [
+        ("5.19.1", "broken"),
+        ("5.20.0", "ok"),
+        ("5.23.0", "ok"),
+        ("5.24.0.dev0", "ok"),
+        ("5.100.0", "ok"),
+        ("6.0.0", "broken"),
+    ],
+)
+def test_doctor_knows_the_supported_versions(version: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_doctor.metadata, "version", lambda name: version)
+    check = next(check for check in command_doctor.libraries() if check.name == "transformers")
+    assert (check.value, check.state) == (version, state)
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert f"transformers{command_doctor.TRANSFORMERS}" in project["dependencies"]
 
 
 def test_a_gpu_that_torch_does_not_see_is_broken() -> None:

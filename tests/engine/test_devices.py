@@ -22,6 +22,7 @@ from outsize.engine.loader import open_model
 from outsize.engine.placeholders import RowsOnDisk
 from outsize.machine.describe import parse_machine
 from outsize.machine.machine import Machine
+from outsize.models.tracing.cache_argument import cache_in, with_cache
 
 # Shares of the weights that a tier may hold: all on the GPUs, all tiers, and GPUs and disk.
 SHARES: Mapping[str, Mapping[str, float]] = {
@@ -102,10 +103,10 @@ def passes(model: Any, encoder_decoder: bool) -> list[Any]:
     ids = torch.zeros(1, 5, dtype=torch.long)
     if encoder_decoder:
         first = model(input_ids=ids, decoder_input_ids=ids)
-        return [first, model(input_ids=ids, decoder_input_ids=ids[:, :1], past_key_values=first.past_key_values)]
+        return [first, model(input_ids=ids, decoder_input_ids=ids[:, :1], **with_cache(model, cache_in(first)))]
     first = model(input_ids=ids, attention_mask=torch.ones_like(ids))
     mask = torch.ones(1, 6, dtype=torch.long)
-    return [first, model(input_ids=ids[:, :1], attention_mask=mask, past_key_values=first.past_key_values)]
+    return [first, model(input_ids=ids[:, :1], attention_mask=mask, **with_cache(model, cache_in(first)))]
 
 
 @pytest.mark.usefixtures("pretend")
@@ -134,7 +135,7 @@ def test_the_cache_lies_beside_its_block(tmp_path: Path, pretend: None) -> None:
     with without_data():
         model: Any = open_model(opening)
         first, _ = passes(model, encoder_decoder=False)
-        caches = [str(layer.keys.device) for layer in first.past_key_values.layers]
+        caches = [str(layer.keys.device) for layer in cache_in(first).layers]
         model.outsize.close()
     assert caches == [c.replace("gpu", "pretend:").replace("ram", "cpu") for c in computes]
     assert len(set(caches)) > 1

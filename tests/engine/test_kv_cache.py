@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import outsize
 from outsize.engine.kv_cache import STEP, RoomLayer, give_room
+from outsize.models.tracing.cache_argument import cache_in
 
 
 def states(tokens: int, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +116,7 @@ def test_a_generation_takes_the_room_that_was_planned(tmp_path: Path, rows: int,
     prompt = torch.tensor([[5, 6, 7]] * rows)
     with outsize.load(folder, no_gpu=True, context=32) as model:
         made: Any = model.generate(prompt, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
-        layers = made.past_key_values.layers
+        layers = cache_in(made).layers
         assert {type(layer) for layer in layers} == {RoomLayer}
         room = sum(s.untyped_storage().nbytes() for layer in layers for s in (layer.keys, layer.values))
         assert room == rows * tokens * model.outsize.spec.kv_bytes_per_token

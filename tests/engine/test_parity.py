@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from outsize.machine.describe import parse_machine
 from outsize.models.files.folder import open_folder
 from outsize.models.survey_cache import folder_spec
+from outsize.models.tracing.cache_argument import cache_in
 from outsize.planner.planner import make_request, plan_one
 
 pytestmark = pytest.mark.usefixtures("slow_drive")
@@ -56,7 +57,7 @@ def reference(arch: Architecture, folder: Path) -> Case:
                 **inputs, max_new_tokens=4, do_sample=False, num_beams=beams, return_dict_in_generate=True
             )
             tokens[name] = out.sequences
-            cache_bytes = cache_bytes or held(out.past_key_values)
+            cache_bytes = cache_bytes or held(cache_in(out))
     stored_buffers = sum(b.numel() for name, b in model.named_buffers() if name in model.state_dict())
     if arch.encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :4]

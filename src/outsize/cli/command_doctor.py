@@ -27,6 +27,7 @@ State = Literal["ok", "note", "broken"]
 MARKS = {"ok": " ", "note": "?", "broken": "!"}
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 LEAST_FREE = 1 << 30
+TRANSFORMERS = ">=5.20,<6"  # as pyproject.toml says
 OLD_PROFILE_S = 180 * 24 * 3600.0
 
 
@@ -85,10 +86,11 @@ def libraries() -> Iterator[Check]:
     try:
         version = metadata.version("transformers")
     except metadata.PackageNotFoundError:
-        yield Check("transformers", "is not installed", "broken", "pip install 'transformers>=5.20,<6'")
+        yield Check("transformers", "is not installed", "broken", f"pip install 'transformers{TRANSFORMERS}'")
     else:
-        known = version.partition(".")[0] == "5"
-        yield Check("transformers", version, "ok" if known else "broken", "" if known else "transformers>=5.20,<6")
+        known = (5, 20) <= tuple(map(int, re.findall(r"\d+", version)[:2])) < (6,)
+        remedy = "" if known else f"pip install 'transformers{TRANSFORMERS}'"
+        yield Check("transformers", version, "ok" if known else "broken", remedy)
 
 
 def processor(host: Host) -> Iterator[Check]:

@@ -13,6 +13,7 @@ from outsize.engine.scheduler import Job, Scheduler
 from outsize.engine.sequence import Row, padded
 from outsize.engine.sweep import Sweep
 from outsize.models.spec import ModelSpec
+from outsize.models.tracing.cache_argument import with_cache
 from outsize.planner.batches import Burden, Shape, kept_rows_bytes, logit_rows
 from outsize.planner.plan import Plan
 
@@ -82,7 +83,7 @@ class Work(ABC):
         assert self.head is not None
         before = batch.shape.past
         ids = padded([row.tokens[before:] for row in batch.rows])
-        inputs = {"input_ids": ids, "past_key_values": batch.stem.cache, "use_cache": True}
+        inputs = {"input_ids": ids, **with_cache(self.model, batch.stem.cache), "use_cache": True}
         for _ in self.head.logits(self.model, Pick([0], [ids.shape[1] - 1], self.most_logits), inputs):
             pass
 

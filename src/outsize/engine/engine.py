@@ -15,6 +15,7 @@ from outsize.errors import DoesNotFit, UsageError
 from outsize.kernels import linear, rmsnorm
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
+from outsize.models.tracing.cache_argument import cache_in
 from outsize.planner.dataset_cost import DatasetPrediction, predict_shapes
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
@@ -153,7 +154,7 @@ class Engine:
         if inputs is None or self._sweep.context.scheduled:  # who lets it wait has counted what it takes
             return
         batch, tokens = inputs.shape[0], inputs.shape[1]
-        past: Any = kwargs.get("past_key_values")
+        past: Any = cache_in(kwargs)
         length = tokens + (int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0)
         request = self.plan.request
         if batch <= request.batch and length <= request.context and tokens <= request.prompt:
@@ -175,11 +176,12 @@ class Engine:
     def _give_room(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Lets a new cache take its room at once: for the context, or for as many tokens of more sequences as fit."""
         inputs = _inputs(args, kwargs)
-        if inputs is None or kwargs.get("past_key_values") is None:
+        cache = cache_in(kwargs)
+        if inputs is None or cache is None:
             return
         request = self.plan.request
         planned = min(request.context, request.context * request.batch // max(inputs.shape[0], 1))
-        give_room(kwargs["past_key_values"], self._sweep.context.tokens or planned)
+        give_room(cache, self._sweep.context.tokens or planned)
 
 
 def _inputs(args: Any, kwargs: dict[str, Any]) -> Any:

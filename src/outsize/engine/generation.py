@@ -18,6 +18,7 @@ from outsize.engine.sequence import Row, padded, too_long, unknown_token
 from outsize.engine.sweep import Sweep
 from outsize.errors import UsageError
 from outsize.models.spec import ModelSpec
+from outsize.models.tracing.cache_argument import with_cache
 from outsize.planner.batches import Shape
 from outsize.planner.plan import Plan
 
@@ -109,7 +110,7 @@ class Generating(Work):
             masks.append([1] * base + [0] * gap + [1] * (longest - base - gap))
         inputs: dict[str, Any] = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
         if batch.stem is not None:
-            inputs["past_key_values"] = graft(len(self.spec.blocks), batch.stem.cache, base, keep=True)
+            inputs |= with_cache(self.model, graft(len(self.spec.blocks), batch.stem.cache, base, keep=True))
         return inputs
 
     def _result(

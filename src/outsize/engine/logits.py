@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from outsize.errors import UnsupportedModel
+from outsize.models.tracing.cache_argument import cache_in
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -61,7 +62,7 @@ class Head:
             return
         if mine.hidden.shape[1] > mine.most and not _same(logits, mine.output):
             self.at_once = True
-            if "past_key_values" in inputs:  # what it begins with has been taken already
+            if cache_in(inputs) is not None:  # what it begins with has been taken already
                 raise OnceMoreError
             mine, logits = self._run(model, pick, inputs)
         assert mine.hidden is not None

@@ -13,13 +13,14 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from outsize.models.spec import ModelSpec
+from outsize.models.tracing.cache_argument import cache_argument
 
 MOVING_ROPE = ("dynamic", "longrope")  # rotary tables that depend on the longest sequence beside
 
 
 def can_graft(model: Any, spec: ModelSpec) -> bool:
     """Whether all that a model remembers of earlier tokens is keys and values of every one of them, in plain layers."""
-    if spec.encoder_decoder or moves_with_length(model):
+    if spec.encoder_decoder or moves_with_length(model) or cache_argument(model) is None:
         return False
     caches = [block.cache for block in spec.blocks]
     plain = all(c.per_token and not c.fixed and c.window is None and not c.cross_per_token for c in caches)

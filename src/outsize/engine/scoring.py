@@ -16,6 +16,7 @@ from outsize.engine.request import ScoreRequest, ScoreResult
 from outsize.engine.sequence import Row, Want, padded, rows_of, too_long, unknown_token
 from outsize.engine.sweep import Sweep
 from outsize.models.spec import ModelSpec
+from outsize.models.tracing.cache_argument import with_cache
 from outsize.planner.batches import Shape
 from outsize.planner.plan import Plan
 
@@ -82,7 +83,7 @@ class Scoring(Work):
         rows = None if stem.places is None else list(stem.places)
         cache = graft(len(self.spec.blocks), stem.cache, stem.length, rows, keep=False)
         ids = padded([row.tokens[stem.length :] for row in batch.rows])
-        return {"input_ids": ids, "past_key_values": cache, "use_cache": True}
+        return {"input_ids": ids, **with_cache(self.model, cache), "use_cache": True}
 
     def _both_stacks(self, batch: Batch) -> dict[str, Any]:
         """The encoder reads each context once, whatever the number of its continuations."""

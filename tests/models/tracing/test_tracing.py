@@ -142,7 +142,14 @@ def test_a_shipped_spec_is_what_a_survey_finds() -> None:
     cls = tracing.model_class(config)
     tensors = tracing.config_tensors(config, cls)
     found = tracing.survey(tracing.rehearse(config, cls, tensors, lambda a, b: True), "EleutherAI/gpt-j-6B")
-    assert replace(found, origins={}) == shipped_spec("EleutherAI/gpt-j-6B")
+    shipped = shipped_spec("EleutherAI/gpt-j-6B")
+    assert shipped is not None
+    if cls._supports_sdpa:  # since transformers 5.24: no matrix of attention weights, and one buffer instead of 28
+        assert found.workspace.bytes_for(1, 2048) < shipped.workspace.bytes_for(1, 2048)
+        assert found.buffer_bytes < shipped.buffer_bytes
+        leaner = ("workspace", "resting", "buffer_bytes")
+        found = replace(found, **{name: getattr(shipped, name) for name in leaner})
+    assert replace(found, origins={}) == shipped
 
 
 def test_every_shipped_name_is_there() -> None:

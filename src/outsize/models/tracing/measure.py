@@ -16,6 +16,7 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 
 from outsize.errors import UnsupportedModel
 from outsize.models.spec import CacheSpec, WorkspaceSpec
+from outsize.models.tracing.cache_argument import cache_in
 from outsize.models.tracing.spans import Turns
 
 # Lengths of the rehearsed prompts: three points fix a polynomial of the second degree, and they are short enough for
@@ -197,7 +198,7 @@ def _forward(
     finally:
         for hook in hooks:
             hook.remove()
-    held = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
+    held = cache_in(out)
     return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak(_storages(held)), max(resting))
 
 
