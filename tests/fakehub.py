@@ -19,7 +19,8 @@ FILE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>[^
 class FakeHub:
     """Serves ``models[id][file name] -> bytes`` at ``url``; counts ``requests`` and ``bytes_sent``.
 
-    Faults: ``status`` answers everything with that code (``error_code`` as its X-Error-Code); ``fail_next`` the next
+    Faults: ``status`` answers everything with that code (``error_code`` as its X-Error-Code, ``retry_after`` as its
+    Retry-After); ``sha`` is what it calls the commit; ``fail_next`` the next
     so many file requests with 500; ``cut_next`` closes the next so many bodies half-way; ``short_next`` lets the next
     so many ranges seem complete at half their length; ``hang_s`` waits before each answer; ``ignore_ranges`` sends
     whole files; ``spoil`` flips the last byte of the files named, for so many times.
@@ -31,6 +32,8 @@ class FakeHub:
         self.bytes_sent = 0
         self.status = 0
         self.error_code = ""
+        self.retry_after = ""
+        self.sha = COMMIT
         self.fail_next = 0
         self.cut_next = 0
         self.short_next = 0
@@ -91,7 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.fail(404, "RevisionNotFound")
         files = hub.models[wanted["id"]]
         if wanted.re is API:
-            return self.send(200, json.dumps(describe(wanted["id"], files)).encode(), {}, body)
+            described = describe(wanted["id"], files)
+            if hub.sha != COMMIT:
+                described["sha"] = hub.sha
+            return self.send(200, json.dumps(described).encode(), {}, body)
         if wanted["name"] not in files:
             return self.fail(404, "EntryNotFound")
         return self.send_file(wanted["name"], files[wanted["name"]], body)
@@ -117,7 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.send(206, part, headers, body)
 
     def fail(self, status: int, code: str) -> None:
-        self.send(status, b"", {"X-Error-Code": code} if code else {}, False)
+        headers = {"X-Error-Code": code, "Retry-After": self.hub.retry_after}
+        self.send(status, b"", {name: value for name, value in headers.items() if value}, False)
 
     def send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
         hub = self.hub

@@ -71,3 +71,21 @@ def test_an_error_survives_the_way_to_another_process() -> None:
     error = DoesNotFit("no", need="4 GiB", shortfall_bytes=7)
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.what, again.need, again.shortfall_bytes) == (str(error), "no", "4 GiB", 7)
+
+
+@pytest.mark.parametrize("text", ["x" * 4_000_000, "a\nb\r\x1b[2J\0\u2028" * 1000, "\ud800" * 10_000, "é" * 3000])
+def test_messages_are_one_line_of_bounded_length(text: str) -> None:
+    for parts in ({}, {"need": text}, {"need": text, "have": text, "remedy": text}):
+        message = str(OutsizeError(f"begin {text} end", **parts))
+        assert len(message) <= errors.MOST_CHARACTERS
+        assert message.isprintable()
+        assert message.startswith("begin ")
+
+
+def test_a_long_name_leaves_room_for_the_remedy() -> None:
+    message = str(OutsizeError("x" * 10_000, need="4 GiB", remedy="download the model again"))
+    assert message.endswith("; need 4 GiB; try: download the model again")
+
+
+def test_what_a_shell_or_terminal_would_obey_is_escaped() -> None:
+    assert errors.one_line("a\x1b[31m\nb\tc") == "a\\x1b[31m\\nb\\tc"

@@ -11,9 +11,15 @@
     `-- UnsupportedModel            exit 1   a model or format that outsize cannot run, by name
 
 Foreign exceptions are translated where they enter, once; the command line turns the tree into exit codes.
+
+Every message is one line of at most MOST_CHARACTERS printable characters, because much of what messages quote (names
+of tensors and files, answers of a hub) was written by strangers.
 """
 
 from __future__ import annotations
+
+MOST_CHARACTERS = 500
+CUT = " ... "
 
 
 class OutsizeError(Exception):
@@ -32,14 +38,44 @@ class OutsizeError(Exception):
         super().__init__(self._sentence())
 
     def _sentence(self) -> str:
-        parts = [self.what]
-        if self.need or self.have:
-            parts.append(
-                ", ".join(f"{word} {text}" for word, text in (("need", self.need), ("have", self.have)) if text)
-            )
-        if self.remedy:
-            parts.append(f"try: {self.remedy}")
+        what, need, have, remedy = _bounded([self.what, self.need, self.have, self.remedy])
+        parts = [what]
+        if need or have:
+            parts.append(", ".join(f"{word} {text}" for word, text in (("need", need), ("have", have)) if text))
+        if remedy:
+            parts.append(f"try: {remedy}")
         return "; ".join(parts)
+
+
+def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
+    """``text`` on one line of at most ``most`` characters: what is not printable is escaped, the middle is left out."""
+    if len(text) > 2 * most:  # nothing else would be seen of it, and escaping megabytes takes its time
+        text = f"{text[:most]}{text[-most:]}"
+    line = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    if len(line) <= most:
+        return line
+    head = (most - len(CUT)) * 2 // 3
+    return f"{line[:head]}{CUT}{line[len(line) - (most - len(CUT) - head) :]}"
+
+
+def said(error: BaseException) -> str:
+    """What a foreign error says, on one short line, or its class where it says nothing."""
+    return one_line(" ".join(str(error)[:10_000].split()) or type(error).__name__, 200)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _bounded(texts: list[str]) -> list[str]:
+    """The texts on one line each; the longest are cut until all together are short enough for a message."""
+    lines = [one_line(text) for text in texts]
+    most = MOST_CHARACTERS - len("; need , have ; try: ")
+    while (excess := sum(map(len, lines)) - most) > 0:
+        longest = max(range(len(lines)), key=lambda index: len(lines[index]))
+        others = sorted(map(len, lines))[-2]
+        lines[longest] = one_line(lines[longest], max(len(lines[longest]) - excess, others - 1, most // len(lines)))
+    return lines
 
 
 class UsageError(OutsizeError):

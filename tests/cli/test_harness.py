@@ -178,7 +178,7 @@ def test_what_fails_fails_alone_and_what_was_computed_is_kept(tmp_path: Path) ->
 
 
 def tokens(text: str) -> list[int]:
-    from outsize.engine.text import load_tokenizer
+    from outsize.models.tracing.pretrained import load_tokenizer
 
     return list(load_tokenizer(ROOT / "src" / "outsize" / "demo_model").encode(text))
 

@@ -15,8 +15,9 @@ import pytest
 from outsize.cli import layer_map
 from outsize.cli.command_run import read_prompt
 from outsize.cli.main import main
-from outsize.engine.text import ROOM, Settings, count_tokens
+from outsize.engine.text import ROOM, Settings, most_tokens
 from outsize.errors import UsageError
+from outsize.evals.token_counter import TokenCounter
 from outsize.planner.plan import WEIGHTS
 
 PROMPT = "dish -> DISH\nmojanago -> MOJANAGO\njift ->"
@@ -122,7 +123,8 @@ def test_a_model_without_a_tokenizer_cannot_be_asked(tmp_path: Path, capsys: pyt
     shutil.copytree(DEMO, folder)
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    assert count_tokens(folder, "four") == 4 + ROOM
+    assert not TokenCounter(folder).exact
+    assert most_tokens("four") == 4 + ROOM
     assert main(["run", str(folder), PROMPT]) == 1
     assert "tokenizer" in capsys.readouterr().err
 

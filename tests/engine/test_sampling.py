@@ -8,7 +8,7 @@ import torch
 
 from outsize.engine.request import GenerateRequest
 from outsize.engine.sampling import End
-from outsize.engine.text import load_tokenizer
+from outsize.models.tracing.pretrained import load_tokenizer
 
 DEMO = Path(str(resources.files("outsize"))) / "demo_model"
 

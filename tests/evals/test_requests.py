@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from outsize.engine.text import load_tokenizer
 from outsize.evals.requests import Encoder, prefix_token
+from outsize.models.tracing.pretrained import load_tokenizer
 
 DEMO = Path(str(resources.files("outsize"))) / "demo_model"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from outsize.api import prepare
 from outsize.cli import layer_map, plot
 from outsize.engine.loader import Opening, check_fits, open_model
-from outsize.engine.text import Generation, Settings, generate, load_tokenizer
+from outsize.engine.text import Generation, Settings, generate
 from outsize.planner.footprint import resident_bytes
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
@@ -76,6 +76,8 @@ def answer_all(opening: Opening, *, quiet: bool) -> list[Generation]:
     model = open_model(opening)
     try:
         assert opening.folder.path is not None
+        from outsize.models.tracing.pretrained import load_tokenizer
+
         tokenizer = load_tokenizer(opening.folder.path)
         answers = []
         for task, prompt, wanted in PROMPTS:

@@ -13,12 +13,15 @@ from pathlib import Path
 from outsize.api import prepare
 from outsize.cli import arguments, layer_map, progress
 from outsize.engine.loader import Opening, check_fits, open_model
-from outsize.engine.text import Generation, Settings, count_tokens, generate, load_tokenizer
+from outsize.engine.text import Generation, Settings, fitting, generate, most_tokens
 from outsize.errors import OutsizeError, UsageError
+from outsize.evals.token_counter import TokenCounter
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
 
 SCHEMA = 1
+NEW_TOKENS = 64
+NEW_TOKENS_HELP = f"(default: {NEW_TOKENS}, or as many as the model has positions for)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt (default: standard input)")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="take the prompt from a file")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help=NEW_TOKENS_HELP)
     parser.add_argument("--temperature", type=float, metavar="T", help="sample at this temperature (default: greedy)")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample from the most likely P of the probability")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
@@ -37,9 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the text as it comes, or one JSON object; what it took goes to stderr."""
-    settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.beams, args.seed)
+    asked = args.max_new_tokens is not None
+    new_tokens = args.max_new_tokens if asked else NEW_TOKENS
+    settings = Settings(new_tokens, args.temperature, args.top_p, args.top_k, args.beams, args.seed)
     prompt = read_prompt(args.prompt, args.prompt_file)
-    opening = _prepare(args, prompt, settings)
+    opening, counted = _prepare(args, prompt, settings)
+    if counted is not None:
+        settings = fitting(settings, counted, opening.spec, asked=asked)
     check_fits(opening.spec, opening.plan)
     note = _Quiet() if args.json else _Notes()
     note.plan(opening)
@@ -64,6 +71,8 @@ def answer(
     model = open_model(opening, on_load)
     try:
         assert opening.folder.path is not None  # open_model has seen to it
+        from outsize.models.tracing.pretrained import load_tokenizer
+
         tokenizer = load_tokenizer(opening.folder.path)
         return generate(model, tokenizer, prompt, settings, began, on_text)
     finally:
@@ -96,11 +105,17 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
     return text
 
 
-def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> Opening:
-    def tokens(folder: Path) -> int:
-        return count_tokens(folder, prompt)
+def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> tuple[Opening, int | None]:
+    """What was decided, and the prompt's tokens where they were counted and not only bounded."""
+    counted: list[int] = []
 
-    return prepare(
+    def tokens(folder: Path) -> int:
+        counter = TokenCounter(folder)
+        if counter.exact:
+            counted.append(counter.count(prompt))
+        return counted[0] if counted else most_tokens(prompt)
+
+    opening = prepare(
         args.model,
         weights=args.weights or "native",
         context=args.context,
@@ -115,6 +130,7 @@ def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> Openi
         weight_limits=arguments.limits_by_tier(args.weight_limit),
         revision=args.revision,
     )
+    return opening, counted[0] if counted else None
 
 
 def _to_stdout(text: str) -> None:

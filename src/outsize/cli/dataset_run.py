@@ -17,7 +17,6 @@ from outsize.cli import dataset_arguments, layer_map, progress
 from outsize.cli.dataset_bar import DatasetBar
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.request import DatasetProgress, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
-from outsize.engine.text import load_tokenizer
 from outsize.errors import UsageError
 from outsize.evals.dataset_model import dataset_of, prepare_dataset
 from outsize.evals.fingerprint import fingerprint, tokenizer_fingerprint
@@ -105,7 +104,8 @@ def run_dataset(args: argparse.Namespace, asking: Asking[Record], wanted: Sequen
         print(json.dumps({"schema": SCHEMA, **asdict(summary)}))
     else:
         print(json.dumps(asdict(summary)), file=sys.stderr)
-    return 0
+    failed = summary.rows and summary.errors == summary.rows and not summary.rows_before
+    return 1 if failed else 0  # nothing that was asked for was computed
 
 
 def complete(
@@ -202,6 +202,8 @@ def _compute(
     sound = {line.key: line for line in missing if not line.error}
     if not sound:
         return summary
+    from outsize.models.tracing.pretrained import load_tokenizer
+
     tokenizer = load_tokenizer(_here(folder))
     spec = folder_spec(folder)
     encoder = Encoder(tokenizer, _config(folder), encoder_decoder=spec.encoder_decoder)

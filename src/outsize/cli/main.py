@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import outsize
-from outsize.errors import OutsizeError, UsageError
+from outsize.cli import edge
+from outsize.errors import UsageError
 
 # Every command is a module of its own with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported only when
 # it is asked for, so that none pays for what another needs. A new command is one line here.
@@ -27,7 +27,6 @@ COMMANDS = {
     "probe": ("outsize.cli.command_probe", "measure this machine once, so that plans need not assume"),
     "doctor": ("outsize.cli.command_doctor", "say whether all is as it should be here"),
 }
-INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,26 +36,24 @@ class Parser(argparse.ArgumentParser):
         """Raise UsageError."""
         raise UsageError(message, remedy=f"{self.prog} --help")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Written without argparse's own way to pass over a full disk in silence."""
+        (file or sys.stderr).write(message)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code.
 
-    0 done, 1 failed, 2 wrong usage, 3 does not fit, 4 damaged or untrustworthy model files, 130 interrupted.
+    0 done, 1 failed, 2 wrong usage, 3 does not fit, 4 damaged or untrustworthy model files, 130 interrupted, 141 the
+    reader of standard output has left. Whatever ends a command ends it in one line on stderr.
     """
     try:
+        edge.open_streams()
+        edge.drop_empty_variables()
         code = _run(sys.argv[1:] if argv is None else list(argv))
-        sys.stdout.flush()
-    except OutsizeError as error:
-        print(f"outsize: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("outsize: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has what it wanted. Python would flush once more at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
+    except BaseException as error:  # noqa: BLE001  the edge: panics of libraries in Rust are no Exceptions
+        code = edge.tell(error)
+    return edge.flush(code)
 
 
 def _run(argv: list[str]) -> int:

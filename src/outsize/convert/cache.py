@@ -78,6 +78,10 @@ def convert_model(
     ``discard_source``: a hub model's files are downloaded one at a time, converted, and removed.
     Raises as ``store.convert`` does, and whatever finding or downloading the model may raise.
     """
+    if out is not None:
+        out = Path(os.path.abspath(out.expanduser()))  # "." has no name that .partial could be put behind
+        if not out.name:
+            raise UsageError(f"cannot convert into {out}", remedy="--out DIR, a folder that is new or empty")
     whole = find_folder(model, revision, whole=True) if discard_source else None
     if whole is None and discard_source:
         folder, place, source = _from_hub(model, revision, weights, out)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from outsize.errors import DamagedModel, ModelNotFound
+from outsize.models.files.byte_source import LocalFile
 from outsize.models.files.folder import check_name, inside
-from outsize.models.files.parse_json import parse_json_object
+from outsize.models.files.parse_json import MOST_BYTES, parse_json_object
 from outsize.store.buffer import Memory
 from outsize.store.layout import ALIGNMENT
 from outsize.store.reader import DirectFiles
@@ -80,8 +81,10 @@ def read_checksums(folder: Path) -> Checksums | None:
     """The checksums beside a checkpoint; None where there are none. Raises DamagedModel or UntrustedModel."""
     if not os.path.lexists(folder / NAME):
         return None
-    raw = inside(folder, NAME).read_bytes()
-    content = parse_json_object(raw, NAME)
+    with LocalFile(inside(folder, NAME), NAME) as source:
+        if source.size > MOST_BYTES:
+            raise DamagedModel(f"{NAME} is too large", need=f"at most {MOST_BYTES} bytes", have=f"{source.size} bytes")
+        content = parse_json_object(source.read(0, source.size), NAME)
     if (content.get("schema"), content.get("algorithm")) != (SCHEMA, ALGORITHM):
         raise DamagedModel(f"{NAME} is not of this version", need=f"schema {SCHEMA}", have=str(content.get("schema")))
     try:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from outsize.convert.checksums import NAME as CHECKSUMS
 from outsize.errors import DamagedModel
-from outsize.models.files.download import LARGEST_SMALL, SMALL_SUFFIXES
 from outsize.models.files.folder import CONFIG, ModelFolder, inside
+from outsize.models.files.small_files import SMALL_SUFFIXES, check_small_file, check_small_files
 from outsize.models.spec import StoredTensor
 from outsize.store.reader import DirectFiles
 
@@ -100,7 +100,8 @@ class FolderSource:
 
 def read_small_files(folder: Path) -> dict[str, bytes]:
     """What is copied along with a checkpoint, by name."""
-    return {name: inside(folder, name).read_bytes() for name in small_names(folder)}
+    check_small_files(folder)
+    return {name: check_small_file(folder, name).read_bytes() for name in small_names(folder)}
 
 
 def small_names(folder: Path) -> list[str]:
@@ -113,7 +114,6 @@ def small_names(folder: Path) -> list[str]:
         and not entry.name.endswith(".index.json")
         and entry.name not in made
         and entry.is_file()
-        and entry.stat().st_size <= LARGEST_SMALL
     )
 
 

@@ -16,6 +16,7 @@ from outsize.engine.request import GenerateRequest, GenerateResult
 from outsize.engine.sampling import Draw, End
 from outsize.engine.sequence import Row, padded, too_long, unknown_token
 from outsize.engine.sweep import Sweep
+from outsize.engine.text import PLAIN_OUTPUT
 from outsize.errors import UsageError
 from outsize.models.spec import ModelSpec
 from outsize.models.tracing.cache_argument import with_cache
@@ -64,9 +65,9 @@ class Generating(Work):
         new_tokens, encoder_decoder = batch.shape.new_tokens, self.spec.encoder_decoder
         self._sweep.context.tokens = new_tokens + (1 if encoder_decoder else inputs["input_ids"].shape[1])
         begin = 1 if self.spec.encoder_decoder else inputs["input_ids"].shape[1]
-        draw, end = Draw(requests), End(requests, self._tokenizer, begin)
-        end.failed = draw.failed
         settings = self.model.generation_config
+        draw, end = Draw(requests), End(requests, self._tokenizer, begin, tuple(settings.stop_strings or ()))
+        end.failed = draw.failed
         eos = settings.eos_token_id
         pad = settings.pad_token_id
         if pad is None:
@@ -82,6 +83,8 @@ class Generating(Work):
             pad_token_id=pad,
             logits_processor=LogitsProcessorList([draw]),
             stopping_criteria=StoppingCriteriaList([end]),
+            tokenizer=self._tokenizer,
+            **PLAIN_OUTPUT,
         )
         ends = frozenset(() if eos is None else eos if isinstance(eos, list) else (eos,))
         self.tokens += out.shape[0] * (out.shape[1] - begin)

@@ -69,15 +69,19 @@ def _warpers(request: GenerateRequest) -> list[Any]:
 class End(StoppingCriteria):  # type: ignore[misc]
     """Says which rows are at their end: a stop string, as many tokens as were asked for, or a failure.
 
-    ``begin``: tokens before the first new one. ``reached``: of each row, new tokens up to its end, and what ended it.
+    ``begin``: tokens before the first new one. ``usual``: the model's own stop strings.
+    ``reached``: of each row, new tokens up to its end, and what ended it.
     """
 
-    def __init__(self, requests: Sequence[GenerateRequest], tokenizer: Any, begin: int) -> None:
+    def __init__(
+        self, requests: Sequence[GenerateRequest], tokenizer: Any, begin: int, usual: tuple[str, ...] = ()
+    ) -> None:
         self.failed = [False] * len(requests)
         self.reached: list[tuple[int, Finish]] = [(0, "")] * len(requests)
         self._requests = requests
         self._tokenizer = tokenizer
         self._begin = begin
+        self._usual = usual
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Bool [rows]."""
@@ -85,7 +89,8 @@ class End(StoppingCriteria):  # type: ignore[misc]
         for row, request in enumerate(self._requests):
             if self.reached[row][0]:
                 continue
-            if request.stop and self._stopped(input_ids[row, self._begin :], request.stop):
+            stop = (*request.stop, *self._usual)
+            if stop and self._stopped(input_ids[row, self._begin :], stop):
                 self.reached[row] = (count, "stop")
             elif count >= request.max_new_tokens or self.failed[row]:
                 self.reached[row] = (count, "length")

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from outsize.errors import ModelNotFound, UsageError
+from outsize.errors import OutsizeError, UnsupportedModel, UsageError, said
+from outsize.models.files.tokenizer_limits import check_vocabulary, tokenizer_errors
+from outsize.models.spec import ModelSpec
 
+# What a generation_config.json may ask for beside the text, of which one is given.
+PLAIN_OUTPUT = {
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_hidden_states": False,
+    "output_attentions": False,
+}
 ROOM = 16  # tokens that a tokenizer may add of its own, where its vocabulary cannot be asked beforehand
 
 
@@ -29,10 +40,24 @@ class Settings:
             raise UsageError("the number of new tokens must be at least 1", have=str(self.max_new_tokens))
         if self.beams < 1:
             raise UsageError("the number of beams must be at least 1", have=str(self.beams))
-        if self.temperature is not None and self.temperature <= 0:
-            raise UsageError("a temperature must be above 0", have=str(self.temperature), remedy="none at all: greedy")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise UsageError(
+                "a temperature must be a number above 0", have=str(self.temperature), remedy="none at all: greedy"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError("top-k must be at least 1", have=str(self.top_k), remedy="leave it out to keep all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError("top-p must be above 0 and at most 1", have=str(self.top_p))
+        if self.seed is not None:
+            check_seed(self.seed)
         if self.temperature is None and (self.top_p is not None or self.top_k is not None):
             raise UsageError("top-p and top-k are for sampling", remedy="--temperature 1")
+
+
+def check_seed(seed: int) -> None:
+    """Raises UsageError for a seed that torch does not take."""
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise UsageError("a seed must fit 64 bits", have=str(seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +97,36 @@ class Watch:
         self._text.end()
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer. Raises ModelNotFound where there is none that transformers can read."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelNotFound(
-            f"{folder}: no tokenizer that transformers can read ({str(error).partition(chr(10))[0]})",
-            remedy="put tokenizer.json and tokenizer_config.json beside config.json",
-        ) from error
+def most_tokens(prompt: str) -> int:
+    """An upper bound of a prompt's tokens, for plans where no tokenizer can be asked without transformers."""
+    return len(prompt.encode(errors="replace")) + ROOM
 
 
-def count_tokens(folder: Path, prompt: str) -> int:
-    """Tokens of a prompt, or an upper bound, without importing transformers: what the plan needs to know of it."""
-    try:
-        from tokenizers import Tokenizer
+def fitting(settings: Settings, prompt_tokens: int, spec: ModelSpec, *, asked: bool) -> Settings:
+    """The settings where prompt and answer have positions in the model; fewer new tokens where none were asked for.
 
-        return len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(prompt).ids)
-    except Exception:  # noqa: BLE001  the library raises plain Exceptions; the bound below is always right
-        return len(prompt.encode()) + ROOM
+    The last new token takes no position, because nothing reads it. Raises UsageError.
+    """
+    positions = spec.max_positions
+    if positions is None:
+        return settings
+    left = positions if spec.encoder_decoder else positions - prompt_tokens + 1
+    if prompt_tokens > positions:
+        raise UsageError(
+            "the prompt is too long",
+            need=f"at most {positions} tokens",
+            have=f"{prompt_tokens}",
+            remedy="a shorter one",
+        )
+    if settings.max_new_tokens <= left:
+        return settings
+    if asked:
+        raise UsageError(
+            f"{prompt_tokens} tokens of the prompt and {settings.max_new_tokens} new ones are too many",
+            need=f"at most {positions}, the model's positions",
+            remedy=f"--max-new-tokens {left}",
+        )
+    return replace(settings, max_new_tokens=left)
 
 
 def generate(
@@ -101,22 +135,42 @@ def generate(
     """Generates from one prompt; ``on_text`` gets the text piece by piece. ``began``: monotonic time of the load."""
     import torch
 
+    from outsize.engine.finite import Finite, NotFinite, first_bad_layer
+
+    if not model.can_generate():
+        raise UnsupportedModel(
+            f"{type(model).__name__} generates no text",
+            remedy="config.json's architectures should name a class such as LlamaForCausalLM",
+        )
     if settings.seed is not None:
         torch.manual_seed(settings.seed)
-    inputs = tokenizer(prompt, return_tensors="pt")
+    with tokenizer_errors():
+        inputs = tokenizer(prompt, return_tensors="pt")
     if not inputs["input_ids"].numel():
         raise UsageError("the prompt is empty")
+    check_vocabulary(int(inputs["input_ids"].max()), model.get_input_embeddings())
+    settings = fitting(settings, int(inputs["input_ids"].shape[1]), model.outsize.spec, asked=True)
     inputs.pop("token_type_ids", None)  # some tokenizers make them, and no generating model takes them
     watch = Watch(tokenizer, lambda: model.outsize.stats.bytes_read, on_text)
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
     chosen: dict[str, Any] = {"do_sample": settings.temperature is not None, "num_beams": settings.beams}
     chosen.update({k: v for k, v in sampling.items() if v is not None or settings.temperature is None})
+    chosen.update(tokenizer=tokenizer, logits_processor=[Finite()], **PLAIN_OUTPUT)
     if settings.beams == 1:
         chosen["streamer"] = watch
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         chosen["pad_token_id"] = tokenizer.eos_token_id
-    with torch.inference_mode():
-        out = model.generate(**inputs.to(model.device), max_new_tokens=settings.max_new_tokens, **chosen)
+    inputs = inputs.to(model.device)
+    try:
+        with torch.inference_mode():
+            out = model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **chosen)
+    except NotFinite as error:
+        raise error.at(first_bad_layer(model, inputs)) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutsizeError(
+            f"transformers cannot generate as asked: {said(error)}",
+            remedy="check generation_config.json and the options",
+        ) from error
     prompt_tokens = int(inputs["input_ids"].shape[1])
     skipped = 1 if model.config.is_encoder_decoder else prompt_tokens  # the decoder begins with one token of its own
     text = tokenizer.decode(out[0, skipped:], skip_special_tokens=True)

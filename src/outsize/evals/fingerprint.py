@@ -8,6 +8,7 @@ from pathlib import Path
 
 from outsize.errors import DamagedModel
 from outsize.models.files.folder import ModelFolder
+from outsize.models.files.small_files import check_small_files
 
 SAMPLES = 64  # places of each file that are looked at
 SAMPLE_BYTES = 4096
@@ -30,7 +31,11 @@ def fingerprint(folder: ModelFolder) -> str:
 
 
 def tokenizer_fingerprint(path: Path) -> str:
-    """A checksum of the files that a tokenizer is made of, in a model's folder."""
+    """A checksum of the files that a tokenizer is made of, in a model's folder.
+
+    Raises UntrustedModel or DamagedModel for a file that should not be opened.
+    """
+    check_small_files(path)
     whole = hashlib.sha256()
     names = ("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
     for file in sorted({file for name in names for file in path.glob(name) if file.is_file()}):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from outsize.engine.request import ScoreRequest
+from outsize.models.files.tokenizer_limits import tokenizer_errors
 
 
 class Encoder:
@@ -25,15 +26,18 @@ class Encoder:
         """Tokens with the special ones that the tokenizer adds, but none before a text that begins with it already."""
         if self._prefix_text and text.startswith(self._prefix_text):
             return self.bare(text)
-        return list(self.tokenizer.encode(text, verbose=False))
+        with tokenizer_errors():
+            return list(self.tokenizer.encode(text, verbose=False))
 
     def prompt(self, text: str) -> tuple[int, ...]:
         """Tokens of a prompt as the tokenizer makes them by itself, which is what ``outsize run`` gives the model."""
-        return tuple(self.tokenizer.encode(text, verbose=False))
+        with tokenizer_errors():
+            return tuple(self.tokenizer.encode(text, verbose=False))
 
     def bare(self, text: str) -> list[int]:
         """Tokens of the text and nothing else."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        with tokenizer_errors():
+            return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of a context and of what comes behind it.

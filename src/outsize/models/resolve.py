@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from outsize.errors import HubUnreachable, ModelNotFound
+from outsize.errors import HubUnreachable, ModelNotFound, UnsupportedModel
 from outsize.models.spec import ModelSpec
 from outsize.models.spec_json import spec_from_json
 
@@ -58,11 +58,15 @@ def find_folder(model: str, revision: str | None = None, *, whole: bool = False)
 
     ``whole``: a cached snapshot counts only with all its weights. Raises ModelNotFound for what can only be a path.
     """
-    from outsize.models.files.folder import open_folder
+    from outsize.models.files.folder import NO_GGUF, open_folder
 
     path = Path(model).expanduser()
     if path.is_dir():
         return open_folder(path)
+    if path.is_file():
+        if path.suffix == ".gguf":
+            raise UnsupportedModel(f"{model}: is a GGUF file", remedy=NO_GGUF)
+        raise ModelNotFound(f"{model}: is a file", remedy="the folder that holds config.json and the weights")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelNotFound(f"{model}: no such folder")
     from outsize.models.files.hub import cached_folder

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from outsize.errors import DamagedModel, ModelNotFound, UntrustedModel
+from outsize.errors import DamagedModel, ModelNotFound, UnsupportedModel, UntrustedModel
 from outsize.models.files.folder import ModelFile, open_folder
+from outsize.models.resolve import find_folder
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -77,7 +78,8 @@ def test_a_huge_configuration_is_not_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "../secret.safetensors", "/etc/passwd", "/x.safetensors", "..", ".", "", "sub/x.safetensors",
+        "../secret.safetensors", "/etc/passwd", "/x.safetensors", "..", ".", "", "sub/../x.safetensors",
+        "sub//x.safetensors",
         "a\\x.safetensors", "C:x.safetensors", "x\0.safetensors", "x\n.safetensors", "x.bin", "x.py", "pickle.pkl",
         7, None, ["x.safetensors"], "file:///x.safetensors", "\u202ex.safetensors",
     ],
@@ -114,15 +116,54 @@ def test_missing_shards_are_named(folder: Path) -> None:
         open_folder(folder)
 
 
-def test_an_index_that_disagrees_with_its_shards(folder: Path) -> None:
-    write_shards(folder, {"a": ONE, "b": TWO})
-    with pytest.raises(DamagedModel, match=f"'b' is not in {TWO}; have {ONE}"):
+def test_an_index_may_say_what_transformers_does_not_mind(folder: Path) -> None:
+    write_shards(folder, {"a": ONE, "b": TWO, "z": TWO})  # under another shard, and one that there is not
+    found = {tensor.name: tensor.file for tensor in open_folder(folder).tensors}
+    assert found["b"] == ONE
+    assert "z" not in found
+
+
+def test_a_tensor_in_two_shards(folder: Path) -> None:
+    write_shards(folder)
+    state = load_file(folder / ONE)
+    save_file({"a": state["a"], "c": torch.zeros(4)}, folder / TWO)
+    assert sorted(tensor.name for tensor in open_folder(folder).tensors) == ["a", "b", "c"]
+    for other in (state["a"] + 1, torch.zeros(1)):
+        save_file({"a": other, "c": torch.zeros(4)}, folder / TWO)
+        with pytest.raises(DamagedModel, match=f"'a' is in both {ONE} and {TWO}, and not the same"):
+            open_folder(folder)
+
+
+def test_shards_in_a_folder_within(folder: Path) -> None:
+    write_shards(folder, {"a": f"w/{ONE}", "c": f"w/{TWO}"})
+    (folder / "w").mkdir()
+    for name in (ONE, TWO):
+        (folder / name).rename(folder / "w" / name)
+    assert {tensor.file for tensor in open_folder(folder).tensors} == {f"w/{ONE}", f"w/{TWO}"}
+    for bad in (f"w/../{ONE}", f"/{ONE}", f"w//{ONE}", f"./{ONE}"):
+        write_index = folder / "model.safetensors.index.json"
+        write_index.write_text(json.dumps({"weight_map": {"a": bad}}))
+        with pytest.raises(UntrustedModel, match="names"):
+            open_folder(folder)
+
+
+def test_what_people_have_in_place_of_a_model(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DamagedModel, match=r"git-lfs pointer.*git lfs pull"):
         open_folder(folder)
-    write_shards(folder, {"a": ONE, "z": TWO})
-    with pytest.raises(DamagedModel, match="have no such tensor"):
+    (folder / "model.safetensors").rename(folder / ONE)
+    with pytest.raises(DamagedModel, match=f"has {ONE} but neither"):
         open_folder(folder)
-    save_file({"a": torch.zeros(2), "c": torch.zeros(4)}, folder / TWO)
-    with pytest.raises(DamagedModel, match=f"'a' is in both {ONE} and {TWO}"):
+    (folder / ONE).rename(folder / "model.gguf")
+    with pytest.raises(UnsupportedModel, match="GGUF"):
+        open_folder(folder)
+    with pytest.raises(UnsupportedModel, match="is a GGUF file"):
+        find_folder(str(folder / "model.gguf"))
+    with pytest.raises(ModelNotFound, match="is a file"):
+        find_folder(str(folder / "config.json"))
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
+    with pytest.raises(UnsupportedModel, match=r"PEFT adapter \(LORA\) of x/y"):
         open_folder(folder)
 
 

@@ -4,7 +4,7 @@ import errno
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -290,4 +290,39 @@ def test_a_full_disk(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         download("some/model")
     refuse(errno.EACCES)
     with pytest.raises(OutsizeError, match="cannot be kept"):
+        download("some/model")
+
+
+@pytest.mark.parametrize("act", [remote_model, download])
+def test_a_hub_that_asks_to_wait_for_a_day(hub: FakeHub, act: Callable[[str], object]) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    hub.status, hub.retry_after = 429, "86400"
+    with pytest.raises(HubUnreachable, match=r"429|asks to wait 86400 s"):
+        act("some/model")
+    assert len(hub.requests) <= 3
+
+
+def test_waits_on_the_way_to_a_file_are_bounded(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import http_backoff
+
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    hub.status, hub.retry_after = 429, "86400"
+    with pytest.raises(HubUnreachable), hub_module.translated("some/model"):
+        http_backoff("GET", hub.url)
+    assert sum(waited) <= hub_module.MOST_WAIT_S
+
+
+@pytest.mark.parametrize("sha", ["../../../evil", "", "main", "/tmp/evil"])
+def test_a_commit_that_is_none(hub: FakeHub, sha: str, tmp_path: Path) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    hub.sha = sha
+    with pytest.raises(HubUnreachable, match="names no commit"):
+        download("some/model")
+    assert {path.name for path in tmp_path.iterdir()} <= {"hub"}
+
+
+def test_a_repository_of_very_many_files(hub: FakeHub) -> None:
+    hub.models["some/model"] = {**sharded("safetensors"), **{f"{i}.json": b"{}" for i in range(1001)}}
+    with pytest.raises(DamagedModel, match="too many small files"):
         download("some/model")

@@ -16,7 +16,6 @@ from outsize.cli.harness.generate_until import Generations, Manner, Sampling, ma
 from outsize.cli.harness.runs import Effort, Work
 from outsize.cli.harness.scores import Answer, Pair, Scores
 from outsize.cli.harness.tokens import Texts
-from outsize.engine.text import load_tokenizer
 from outsize.errors import OutsizeError, UsageError
 from outsize.evals.dataset_model import Limits
 from outsize.evals.requests import Encoder
@@ -86,9 +85,10 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
             else weight_limits or {},
         )
         self._work = Work(self.folder, format_, limits, verbose=verbose)
-        from transformers import AutoConfig
+        from outsize.models.tracing import read_config
+        from outsize.models.tracing.pretrained import load_tokenizer
 
-        config = AutoConfig.from_pretrained(self.folder.path, local_files_only=True)
+        config = read_config(self.folder.config)
         self.tokenizer = load_tokenizer(self.folder.path)
         both = self.spec.encoder_decoder
         self.backend = "seq2seq" if both else "causal"
@@ -230,11 +230,11 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
 
     def _sampling(self) -> Sampling:
         """What transformers would draw from: the model's own settings, and else its library's."""
-        from transformers import GenerationConfig
+        from outsize.models.tracing.pretrained import load_generation_config
 
-        try:
-            own = GenerationConfig.from_pretrained(self.folder.path, local_files_only=True)
-        except OSError:  # there is none
+        assert self.folder.path is not None  # folder_in has seen to it
+        own = load_generation_config(self.folder.path)
+        if own is None:
             return Sampling(top_k=DEFAULT_TOP_K)
         return Sampling(own.top_p, DEFAULT_TOP_K if own.top_k is None else own.top_k)
 

@@ -12,10 +12,9 @@ from typing import Any
 from outsize.errors import DamagedModel, DoesNotFit, ModelNotFound
 from outsize.models.files.folder import CONFIG
 from outsize.models.files.hub import HubFile, RemoteFiles, Repository, repository, translated
+from outsize.models.files.small_files import LARGEST_SMALL, SMALL_SUFFIXES
 
-# Configuration, generation settings, tokenizers and chat templates. Never code.
-SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-LARGEST_SMALL = 200_000_000  # bytes
+MOST_SMALL = 1000  # small files of a repository, each of which is a request; models have some ten
 Progress = Callable[[int, int], None]
 
 
@@ -60,7 +59,12 @@ def wanted_files(files: Repository, token: str | None = None) -> tuple[HubFile, 
     weights = set(RemoteFiles(files, token).needed())
     if not weights:
         raise ModelNotFound(f"{files.model_id}: has no weights", remedy="a repository in transformers' format")
-    return tuple(file for name, file in sorted(files.files.items()) if name in weights or is_small_file(file))
+    small = [file for name, file in files.files.items() if name not in weights and is_small_file(file)]
+    if len(small) > MOST_SMALL:
+        raise DamagedModel(
+            f"{files.model_id}: has too many small files", need=f"at most {MOST_SMALL}", have=f"{len(small)}"
+        )
+    return tuple(file for name, file in sorted(files.files.items()) if name in weights or file in small)
 
 
 def is_small_file(file: HubFile) -> bool:

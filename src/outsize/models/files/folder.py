@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from outsize.errors import DamagedModel, ModelNotFound, UntrustedModel
+from outsize.errors import DamagedModel, ModelNotFound, UnsupportedModel, UntrustedModel
 from outsize.models.files import safetensors, torch_zip
 from outsize.models.files.byte_source import ByteSource, LocalFile
-from outsize.models.files.parse_json import MOST_BYTES, parse_json_object
+from outsize.models.files.parse_json import MOST_BYTES, MOST_CONFIG_BYTES, parse_json_object
 from outsize.models.spec import StoredTensor
 
 Format = Literal["safetensors", "torch", "none"]
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
+LFS = b"version https://git-lfs"
+NO_GGUF = "the original model in transformers' format (safetensors), which outsize converts itself"
+CHUNK = 1 << 22  # bytes compared at a time
 # In the order in which transformers looks for them.
 WEIGHTS: tuple[tuple[str, Format], ...] = (
     ("model.safetensors", "safetensors"),
@@ -86,15 +90,17 @@ def open_folder(path: Path | str) -> ModelFolder:
 def read_model(files: Files) -> ModelFolder:
     """The same for any set of files: the seam that local folders and the hub share."""
     if not files.has(CONFIG):
+        if files.has(ADAPTER):
+            raise _is_adapter(files)
         raise ModelNotFound(f"{files.origin}: has no {CONFIG}", remedy="a folder or repository in transformers' format")
-    config = parse_json_object(_whole(files, CONFIG), f"{files.origin}: {CONFIG}", unique_keys=False)
+    config = parse_json_object(_whole(files, CONFIG, MOST_CONFIG_BYTES), f"{files.origin}: {CONFIG}", unique_keys=False)
     found = weights_file(files)
     if found is None:
+        _refuse_loose_shards(files)
         return ModelFolder(files.origin, files.path, config, "none", (), ())
     name, kind = found
     placed = read_index(files, name, kind) if name.endswith(".json") else {}
     tensors, sizes = _headers(files, shards_of(placed) or (name,), kind)
-    _check_index(tensors, placed, name)
     return ModelFolder(files.origin, files.path, config, kind, tensors, sizes)
 
 
@@ -117,7 +123,15 @@ def read_index(files: Files, index: str, kind: Format) -> dict[str, str]:
     placed = parse_json_object(_whole(files, index), index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise DamagedModel(f"{index}: has no weight_map")
-    return {tensor: check_name(name, SUFFIX[kind], index) for tensor, name in placed.items()}
+    return {tensor: check_shard(name, SUFFIX[kind], index) for tensor, name in placed.items()}
+
+
+def check_shard(name: object, suffix: str, index: str) -> str:
+    """A shard's name from an index: a plain file name, or one in a folder within. Raises UntrustedModel."""
+    parts = name.split("/") if isinstance(name, str) else [name]
+    for folder in parts[:-1]:
+        check_name(folder, "", index)
+    return "/".join([*map(str, parts[:-1]), check_name(parts[-1], suffix, index)])
 
 
 def shards_of(placed: Mapping[str, str]) -> tuple[str, ...]:
@@ -128,7 +142,10 @@ def shards_of(placed: Mapping[str, str]) -> tuple[str, ...]:
 def _headers(
     files: Files, shards: tuple[str, ...], kind: Format
 ) -> tuple[tuple[StoredTensor, ...], tuple[ModelFile, ...]]:
-    """All tensors of all shards. Raises DamagedModel for a missing shard and for a tensor that two shards hold."""
+    """All tensors of all shards, whatever the index says of them, as transformers reads them.
+
+    Raises DamagedModel for a missing shard and for different tensors of one name.
+    """
     missing = [name for name in shards if not files.has(name)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -138,28 +155,62 @@ def _headers(
     sizes = []
     for shard in shards:
         with files.open(shard) as source:
+            _refuse_pointer(source)
             sizes.append(ModelFile(shard, source.size))
             for tensor in read(source):
-                if tensor.name in tensors:
-                    other = tensors[tensor.name].file
-                    raise DamagedModel(f"{files.origin}: tensor {tensor.name!r} is in both {other} and {shard}")
+                if (other := tensors.get(tensor.name)) is not None:
+                    _check_same(files, other, tensor)
                 tensors[tensor.name] = tensor
     return tuple(tensors.values()), tuple(sizes)
 
 
-def _check_index(tensors: tuple[StoredTensor, ...], placed: Mapping[str, str], index: str) -> None:
-    """Every tensor that the index names is in the shard that it names."""
-    found = {tensor.name: tensor.file for tensor in tensors}
-    for name, shard in placed.items():
-        if found.get(name) != shard:
-            raise DamagedModel(f"{index}: tensor {name!r} is not in {shard}", have=found.get(name, "no such tensor"))
+def _is_adapter(files: Files) -> UnsupportedModel:
+    about = parse_json_object(_whole(files, ADAPTER, MOST_CONFIG_BYTES), f"{files.origin}: {ADAPTER}")
+    base = about.get("base_model_name_or_path")
+    return UnsupportedModel(
+        f"{files.origin}: is a PEFT adapter ({about.get('peft_type')}) of {base}, and no model by itself",
+        remedy=f"merge it into {base} (peft's merge_and_unload, then save_pretrained), and run that",
+    )
 
 
-def _whole(files: Files, name: str) -> bytes:
-    """All bytes of a small file."""
+def _refuse_loose_shards(files: Files) -> None:
+    """Raises DamagedModel for a folder whose weights no index names: which of them belong together is not guessed."""
+    if files.path is None:
+        return
+    loose = sorted(name for name in os.listdir(files.path) if name.endswith((*SUFFIX.values(), ".gguf")))
+    if not loose:
+        return
+    if loose[0].endswith(".gguf"):
+        raise UnsupportedModel(f"{files.origin}: holds GGUF files ({loose[0]})", remedy=NO_GGUF)
+    raise DamagedModel(
+        f"{files.origin}: has {loose[0]} but neither {WEIGHTS[0][0]} nor {WEIGHTS[1][0]}",
+        remedy=f"rename a single file to {WEIGHTS[0][0]}; for shards, download their index too",
+    )
+
+
+def _refuse_pointer(source: ByteSource) -> None:
+    """Raises DamagedModel for what git leaves in the place of a large file that was not fetched."""
+    if source.size < 1024 and source.read(0, min(len(LFS), source.size)) == LFS:
+        raise DamagedModel(f"{source.name}: is a git-lfs pointer, not the file itself", remedy="git lfs pull")
+
+
+def _check_same(files: Files, a: StoredTensor, b: StoredTensor) -> None:
+    """Raises DamagedModel for two different tensors of one name; the bytes are compared where they are at hand."""
+    same = (a.dtype, a.shape, a.nbytes) == (b.dtype, b.shape, b.nbytes)
+    if same and files.path is not None:
+        with files.open(a.file) as one, files.open(b.file) as other:
+            for start in range(0, a.nbytes, CHUNK):
+                size = min(CHUNK, a.nbytes - start)
+                same = same and one.read(a.offset + start, size) == other.read(b.offset + start, size)
+    if not same:
+        raise DamagedModel(f"{files.origin}: tensor {a.name!r} is in both {a.file} and {b.file}, and not the same")
+
+
+def _whole(files: Files, name: str, most: int = MOST_BYTES) -> bytes:
+    """All bytes of a file of at most ``most`` bytes."""
     with files.open(name) as source:
-        if source.size > MOST_BYTES:
-            raise DamagedModel(f"{name} is too large", need=f"at most {MOST_BYTES} bytes", have=f"{source.size} bytes")
+        if source.size > most:
+            raise DamagedModel(f"{name} is too large", need=f"at most {most} bytes", have=f"{source.size} bytes")
         return source.read(0, source.size)
 
 
@@ -197,5 +248,9 @@ def inside(folder: Path, name: str) -> Path:
     if root.parent.name == "snapshots" and repository.name.startswith("models--"):
         allowed += [repository / "blobs", repository.parent / "blobs"]
     if not any(target.is_relative_to(place) for place in allowed):
-        raise UntrustedModel(f"{folder / name}: is a link that leaves the model's folder", have=str(target))
+        raise UntrustedModel(
+            f"{folder / name}: is a link that leaves the model's folder",
+            have=str(target),
+            remedy="copy the file into the folder, or name the folder that it lies in",
+        )
     return target

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from outsize.errors import DamagedModel
 
 MOST_BYTES = 100_000_000  # the limit that safetensors itself sets for a header
+MOST_CONFIG_BYTES = 16_000_000  # of settings, which are parsed into objects of some ten times their size
 
 
 def parse_json_object(raw: bytes, what: str, *, unique_keys: bool = True) -> dict[str, Any]:
@@ -22,8 +24,7 @@ def parse_json_object(raw: bytes, what: str, *, unique_keys: bool = True) -> dic
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in result if names.count(name) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise DamagedModel(f"{what} has the key {twice!r} twice")
         return result
 

@@ -18,21 +18,25 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from outsize.errors import DamagedModel, ModelNotFound, UnsupportedModel, UsageError
+from outsize.errors import DamagedModel, ModelNotFound, OutsizeError, UnsupportedModel, UsageError, said
 from outsize.models.dtypes import BYTES
 from outsize.models.files.folder import ModelFolder
 from outsize.models.files.packed_tensors import PackedTensor, merge, shapes_in
 from outsize.models.quantization import Quantisation, read_quantisation
 from outsize.models.spec import ModelSpec, ModuleSpec, Origin, StoredTensor, TensorSpec
+from outsize.models.time_limit import time_limit
 from outsize.models.tracing.measure import Measured, measure
 from outsize.models.tracing.packed_weights import settle
 from outsize.models.tracing.parts import divide
+from outsize.models.tracing.pretrained import load_generation_config
 from outsize.models.tracing.recording import RecordingTensor, copies, is_whole, sources
 from outsize.models.tracing.units import Unit, Weight, take_weights, units_of
 
+CONFIG_S = 5.0  # that making sense of a configuration may take: those in use take milliseconds
+MOST_LAYERS = 10_000  # a hundred times those of the deepest models; each costs time and memory before anything is read
 Same = Callable[[StoredTensor, StoredTensor], bool]
 
 
@@ -58,11 +62,24 @@ def read_config(config: Mapping[str, Any]) -> Any:
             remedy="a newer transformers; code that lies in a model's folder is never run",
         )
     read_quantisation(config)
+    _check_layers(config)
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
-        return transformers.CONFIG_MAPPING[model_type].from_dict(plain)
+        # transformers writes an infinite float as an object, because JSON has none, and decodes it when reading files.
+        with time_limit(CONFIG_S, lambda: ValueError(f"it takes longer than {CONFIG_S:.0f} s")):
+            plain = transformers.PreTrainedConfig._decode_special_floats(plain)
+            return transformers.CONFIG_MAPPING[model_type].from_dict(plain)
     except Exception as error:  # a configuration may fail in as many ways as it has fields
-        raise DamagedModel(f"config.json does not describe a {model_type} model: {error}") from error
+        raise DamagedModel(f"config.json does not describe a {model_type} model: {said(error)}") from error
+
+
+def _check_layers(config: Mapping[str, Any]) -> None:
+    """Raises DamagedModel for numbers of layers that would be built for ever."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _check_layers(value)
+        elif "layer" in name and isinstance(value, int) and value > MOST_LAYERS and "size" not in name:
+            raise DamagedModel(f"config.json: {name} is {value}", need=f"at most {MOST_LAYERS}")
 
 
 def model_class(config: Any, auto_class: str | None = None) -> type[PreTrainedModel]:
@@ -114,6 +131,11 @@ def skeleton_of(folder: ModelFolder, same: Same, auto_class: str | None = None) 
     """
     config = read_config(folder.config)
     cls = model_class(config, auto_class)
+    with _understood(f"{folder.origin}: transformers cannot build a {cls.__name__} as config.json describes it"):
+        return _skeleton(folder, config, cls, same)
+
+
+def _skeleton(folder: ModelFolder, config: Any, cls: type[PreTrainedModel], same: Same) -> Skeleton:
     quantisation = read_quantisation(folder.config)
     if quantisation is None:
         return rehearse(config, cls, folder.tensors or config_tensors(config, cls), same, folder.path)
@@ -151,8 +173,8 @@ def rehearse(
         model = Rehearsal.from_pretrained(None, config=config, state_dict=recorded, dtype="auto")
     model.__class__ = cls
     model.config.name_or_path = str(folder) if folder else ""
-    if folder is not None and (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if folder is not None and model.can_generate():
+        model.generation_config = load_generation_config(folder) or model.generation_config
     weights = settle(take_weights(model), model, quantisation)
     return Skeleton(model, tuple(units_of(model, weights)))
 
@@ -254,6 +276,17 @@ def _refuse_gaps(model: Any, info: Any) -> None:
     if info.mismatched_keys:
         name, have, need = sorted(info.mismatched_keys)[0]
         raise DamagedModel(f"{name} has the wrong shape", need=str(tuple(need)), have=str(tuple(have)))
+
+
+@contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """Errors of transformers and torch that a configuration brings about, as DamagedModel."""
+    try:
+        yield
+    except (OutsizeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a configuration may fail in as many ways as it has fields
+        raise DamagedModel(f"{what}: {said(error)}", remedy="compare config.json with the published one") from error
 
 
 @contextmanager
