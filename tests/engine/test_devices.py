@@ -154,3 +154,65 @@ def test_outputs_of_every_make_go_where_the_inputs_came_from(accelerator: None) 
         assert moved["logits"].device == cpu
         assert [t.device for t in moved["hidden_states"]] == [cpu, cpu]
         assert moved["past_key_values"] == "cache"
+
+
+def with_groups_on_gpus(opening: Any) -> Any:
+    """A plan whose blocks compute on the CPU, but for one Linear layer of each: resident or streamed on a GPU."""
+    groups: list[Any] = []
+    split = 0
+    for group in opening.plan.groups:
+        name = next((t for t in group.tensors if t.endswith(("up_proj.weight", "fc1.weight", "wi.weight"))), None)
+        if group.residency == "cached" or name is None:
+            groups.append(group)
+            continue
+        together = tuple(t for t in group.tensors if t.rpartition(".")[0] == name.rpartition(".")[0])
+        rest = tuple(t for t in group.tensors if t not in together)
+        split += 1
+        resident = split % 2 == 0
+        gpu = replace(
+            group,
+            tensors=together,
+            tier="gpu0" if resident else "disk",
+            device="gpu0" if resident else "gpu1",
+            residency="resident" if resident else "streamed",
+            in_place=False,
+        )
+        groups += [replace(group, tensors=rest), gpu] if rest else [gpu]
+    plan = replace(opening.plan, groups=tuple(groups), ring_slots=3, ring_slot_bytes=1 << 20)
+    return replace(opening, plan=plan)
+
+
+@pytest.mark.usefixtures("pretend")
+@pytest.mark.parametrize("ram", [0, 1 << 30], ids=["disk", "ram"])
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_a_group_computes_on_a_device_of_its_own(name: str, ram: int, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
+    opening = with_groups_on_gpus(
+        api.prepare(str(folder), context=64, weight_limits={"gpu0": 0, "gpu1": 0, "ram": ram})
+    )
+    assert {group.device for group in opening.plan.groups} == {"ram", "gpu0", "gpu1"}
+    with without_data():
+        model: Any = open_model(opening)
+        outputs = passes(model, encoder_decoder=False)
+        model.outsize.close()
+    assert [output.logits.device.type for output in outputs] == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize("ram", [0, 1 << 30], ids=["disk", "ram"])
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_groups_on_gpus_give_the_same_logits(
+    name: str, ram: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB,64MiB")
+    monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
+    theirs = ARCHITECTURES[name].make_model()
+    folder = write_checkpoint(tmp_path, theirs)
+    opening = with_groups_on_gpus(
+        api.prepare(str(folder), context=64, weight_limits={"gpu0": 0, "gpu1": 0, "ram": ram})
+    )
+    model: Any = open_model(opening)
+    ids = torch.arange(2, 12).view(1, -1)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(model(ids).logits, theirs(ids).logits)
+    model.outsize.close()

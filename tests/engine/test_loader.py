@@ -230,12 +230,30 @@ def test_a_model_in_ram_can_be_saved(folder: Path, theirs: Any, tmp_path: Path) 
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), theirs.parameters(), strict=True))
 
 
-def test_a_weight_on_disk_says_so(folder: Path) -> None:
-    with outsize.load(folder, no_gpu=True, weight_limits={"ram": 0}) as model:
+def test_a_weight_on_disk_is_fetched_when_other_code_computes_with_it(folder: Path, theirs: Any) -> None:
+    with outsize.load(folder, no_gpu=True, weight_limits={"ram": 0}) as model, torch.no_grad():
         weight = model.model.layers[0].mlp.up_proj.weight
         assert weight.shape == (48, 32)
-        with pytest.raises(outsize.OutsizeError, match=r"up_proj\.weight rests on disk"):
-            weight.sum()
+        with pytest.raises(outsize.OutsizeError, match=r"up_proj\.weight is in memory only while"):
+            weight.untyped_storage()
+        assert torch.equal(weight + 0, theirs.model.layers[0].mlp.up_proj.weight)
+        assert torch.equal(model(PROMPT).logits, theirs(PROMPT).logits)
+    with pytest.raises(outsize.OutsizeError, match=r"up_proj\.weight is gone: the model was closed"):
+        model.model.layers[0].mlp.up_proj.weight.sum()
+
+
+def test_a_weight_that_is_used_inside_another_layer(folder: Path, theirs: Any) -> None:
+    def add(model: Any) -> Any:
+        used = lambda module, args, output: output + model.model.layers[1].mlp.up_proj.weight.sum()  # noqa: E731
+        return model.model.layers[0].mlp.gate_proj.register_forward_hook(used)
+
+    hook = add(theirs)
+    with outsize.load(folder, no_gpu=True, weight_limits={"ram": 0}) as model, torch.no_grad():
+        add(model)
+        try:
+            assert torch.equal(model(PROMPT).logits, theirs(PROMPT).logits)
+        finally:
+            hook.remove()
 
 
 def test_a_pass_that_fails_leaves_the_model_whole(ours: Any, theirs: Any) -> None:

@@ -51,7 +51,7 @@ def streamed(model: Any) -> int:
 def busy(model: Any) -> bool:
     """Whether anything of a dataset is left behind."""
     sweep = model.outsize._sweep
-    return sweep.passage.wait is not None or any(station.now is not None for station in sweep._stations)
+    return sweep.context.scheduled or any(group.open and not group.settled for group in sweep.groups)
 
 
 def test_micro_batches_share_a_sweep(spilled: Any, monkeypatch: pytest.MonkeyPatch) -> None:

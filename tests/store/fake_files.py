@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterable
 
 from outsize.models.spec import StoredTensor
+from outsize.planner.weight_group import WeightGroup
 from outsize.store.buffer import Memory
-from outsize.store.layout import lay_out
-from outsize.store.stream import Cargo, Stay
+from outsize.store.layout import Layout, lay_out
+
+STAYS = {"keep": ("ram", "resident", True), "once": ("gpu0", "resident", False), "stream": ("disk", "streamed", False)}
 
 
 class FakeFiles:
@@ -60,12 +62,29 @@ def content(file: str, offset: int, length: int) -> bytes:
     return (pattern * (length // 251 + 2))[start : start + length]
 
 
-def make_cargo(stays: Iterable[Stay], nbytes: int = 4096) -> list[Cargo]:
-    """One unit per stay, each in a file of its own."""
-    return [
-        Cargo(f"unit {i}", lay_out([StoredTensor("w", "uint8", (nbytes,), str(i), 0, nbytes)]), stay)
-        for i, stay in enumerate(stays)
-    ]
+def make_groups(
+    stays: Iterable[str], nbytes: int = 4096, copy_bytes: int | None = None
+) -> list[tuple[WeightGroup, Layout]]:
+    """One group per word of STAYS, each in a file of its own; ``copy_bytes``: of the RAM that a copy of it takes."""
+    groups = []
+    for i, stay in enumerate(stays):
+        tier, residency, in_place = STAYS[stay]
+        tier = "ram" if copy_bytes is not None and stay == "once" else tier
+        rest = nbytes if copy_bytes is None else copy_bytes
+        group = WeightGroup(
+            f"unit {i}",
+            ("w",),
+            nbytes,
+            rest,
+            nbytes,
+            "native",
+            tier,
+            "ram",
+            residency,
+            in_place=in_place,  # type: ignore[arg-type]
+        )
+        groups.append((group, lay_out([StoredTensor("w", "uint8", (nbytes,), str(i), 0, nbytes)])))
+    return groups
 
 
 def holds(memory: Memory, index: int, nbytes: int = 4096) -> bool:

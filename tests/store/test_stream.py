@@ -9,22 +9,21 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import pytest
-from store.fake_files import FakeFiles, holds, make_cargo
+from store.fake_files import FakeFiles, holds, make_groups
 
 from outsize.errors import DamagedModel, ModelChanged, OutsizeError
 from outsize.store import stream as module
 from outsize.store.buffer import Memory
-from outsize.store.stream import Stay, Stream
+from outsize.store.stream import Stream
 
 PATIENCE = 20.0  # seconds after which a test counts as stuck
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE", 4096)
+    monkeypatch.setattr(module, "CHUNK", 4096)
 
 
 class Opened:
@@ -34,10 +33,10 @@ class Opened:
         self.streams: list[Stream] = []
 
     def __call__(
-        self, stays: Sequence[Stay], files: FakeFiles, *, slots: int = 2, nbytes: int = 4096, after_last: int = 0
+        self, stays: Sequence[str], files: FakeFiles, *, slots: int = 2, nbytes: int = 4096, after_last: int = 0
     ) -> Stream:
         size = -(-nbytes // 4096) * 4096
-        stream = Stream(files, make_cargo(stays, nbytes), slots=slots, slot_bytes=size)
+        stream = Stream(files, make_groups(stays, nbytes), slots=slots, slot_bytes=size)
         self.streams.append(stream)
         stream.start(after_last)
         return stream
@@ -94,7 +93,7 @@ def test_sweeps_give_the_right_bytes(opened: Opened, slots: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_random_orders_random_delays_and_nested_holds(opened: Opened, seed: int) -> None:
     dice = random.Random(seed)
-    stays: list[Stay] = [dice.choice(("keep", "stream", "stream")) for _ in range(dice.randrange(2, 9))]
+    stays: list[str] = [dice.choice(("keep", "stream", "stream")) for _ in range(dice.randrange(2, 9))]
     slots = dice.randrange(2, 4)
     files = FakeFiles(jitter=0.002, seed=seed)
     stream = opened(stays, files, slots=slots, nbytes=10000)
@@ -144,8 +143,8 @@ def test_the_rings_memory_goes_once_all_has_passed(opened: Opened) -> None:
 
 def test_reads_go_in_the_order_in_which_they_are_needed(opened: Opened) -> None:
     files = FakeFiles()
-    cargo = make_cargo(["keep"] * 6)
-    stream = Stream(files, cargo, slots=0, slot_bytes=0, readers=1)
+    groups = make_groups(["keep"] * 6)
+    stream = Stream(files, groups, slots=0, slot_bytes=0, readers=1)
     opened.streams.append(stream)
     stream.start()
     until(lambda: len(files.reads) == 6)
@@ -155,7 +154,7 @@ def test_reads_go_in_the_order_in_which_they_are_needed(opened: Opened) -> None:
 def test_what_is_asked_for_is_read_before_what_is_only_expected(opened: Opened) -> None:
     files = FakeFiles()
     files.gate.clear()
-    stream = Stream(files, make_cargo(["keep"] * 6), slots=0, slot_bytes=0, readers=1)
+    stream = Stream(files, make_groups(["keep"] * 6), slots=0, slot_bytes=0, readers=1)
     opened.streams.append(stream)
     stream.start()
     until(lambda: len(files.reads) == 1)
@@ -218,9 +217,9 @@ def test_all_buffers_held_at_once_is_an_error_and_no_deadlock(opened: Opened) ->
 
 def test_what_does_not_fit_the_ring_is_refused() -> None:
     with pytest.raises(OutsizeError, match="unit 0 does not pass through the ring"):
-        Stream(FakeFiles(), make_cargo(["stream"], 8192), slots=2, slot_bytes=4096)
+        Stream(FakeFiles(), make_groups(["stream"], 8192), slots=2, slot_bytes=4096)
     with pytest.raises(OutsizeError, match="0 buffers"):
-        Stream(FakeFiles(), make_cargo(["once"], 4096), slots=0, slot_bytes=4096)
+        Stream(FakeFiles(), make_groups(["once"], 4096), slots=0, slot_bytes=4096)
 
 
 @pytest.mark.parametrize("where", ["fail", "fail_check"])
@@ -259,7 +258,7 @@ def test_an_error_while_somebody_waits(opened: Opened) -> None:
 def test_close_wakes_whoever_waits_and_waits_for_reads_under_way() -> None:
     files = FakeFiles()
     files.gate.clear()
-    stream = Stream(files, make_cargo(["stream"] * 3), slots=2, slot_bytes=4096)
+    stream = Stream(files, make_groups(["stream"] * 3), slots=2, slot_bytes=4096)
     stream.start()
     until(lambda: len(files.reads) == 2)
     results: list[object] = []
@@ -289,7 +288,7 @@ def test_close_wakes_whoever_waits_and_waits_for_reads_under_way() -> None:
 
 
 def test_close_before_start_and_a_stream_of_nothing() -> None:
-    Stream(FakeFiles(), make_cargo(["keep"]), slots=0, slot_bytes=0).close()
+    Stream(FakeFiles(), make_groups(["keep"]), slots=0, slot_bytes=0).close()
     empty = Stream(FakeFiles(), [], slots=2, slot_bytes=0)
     empty.start()
     assert empty.loaded == 0
@@ -364,9 +363,9 @@ def test_bytes_that_stay_are_counted_as_they_come(opened: Opened) -> None:
 
 def compacting(opened: Opened, count: int, *, slots: int = 2, nbytes: int = 8192, rest: int = 6144) -> Stream:
     """Units that are copied on into three quarters of their bytes, and one streamed unit at the end."""
-    stays: list[Stay] = [*(["once"] * count), "stream"]  # type: ignore[list-item]
-    cargo = [replace(c, rest_bytes=rest if c.stay == "once" else 0) for c in make_cargo(stays, nbytes)]
-    stream = Stream(FakeFiles(), cargo, slots=slots, slot_bytes=nbytes)
+    stays: list[str] = [*(["once"] * count), "stream"]
+    groups = make_groups(stays, nbytes, rest)
+    stream = Stream(FakeFiles(), groups, slots=slots, slot_bytes=nbytes)
     opened.streams.append(stream)
     stream.start()
     return stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,21 +17,28 @@ from outsize.models.spec import StoredTensor
 from outsize.models.tracing.recording import replay, sources
 from outsize.models.tracing.units import Slot, Unit, Weight
 from outsize.store.buffer import Memory
+from outsize.store.embedding import RowReader
 from outsize.store.layout import Layout, lay_out
 from outsize.store.views import tensor_at
-
-RESTS = "rests on disk and is in memory only while its own module computes"
 
 
 class Binding:
     """Weights that are read together, and where they go in the model.
 
-    ``skip``: modules that are filled apart (embeddings looked up on disk).
+    ``skip``: modules that are filled apart (embeddings looked up on disk). ``encoded``: weights of a bf12 group that
+    are kept in 12 bits.
     """
 
-    def __init__(self, weights: Sequence[Weight], device: torch.device, skip: tuple[nn.Module, ...] = ()) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        device: torch.device,
+        skip: tuple[nn.Module, ...] = (),
+        encoded: frozenset[str] = frozenset(),
+    ) -> None:
         self.weights = weights
         self.device = device
+        self.encoded = encoded
         self.layout: Layout = lay_out(s for weight in weights for s in sources(weight.expression))
         self._slots = {
             weight.name: tuple(slot for slot in weight.slots if not any(slot.module is m for m in skip))
@@ -42,19 +50,19 @@ class Binding:
         """The modules that own the weights, each once."""
         return tuple({id(s.module): s.module for slots in self._slots.values() for s in slots}.values())
 
-    def bind(self, memory: Memory, *, own: bool, compact: frozenset[str] = frozenset()) -> bool:
+    def bind(self, memory: Memory, *, copy: bool = False, encode: bool = False) -> bool:
         """Puts the weights, as they lie in ``memory``, into their modules.
 
-        ``own``: in memory of their own, on the device, so that the buffer may be reused afterwards; those named in
-        ``compact`` in the lossless 12-bit form. False, and nothing is bound, where that form has no room for one.
+        ``copy``: into memory of their own, on the device, so that the buffer may be reused. ``encode``: those
+        named in ``encoded`` into the lossless 12-bit form. False, and nothing is bound, where that has no room for one.
         """
         made = []
         for weight in self.weights:
             tensor: torch.Tensor | None = replay(weight.expression, self._fetch(memory), PackedWeight)
             assert tensor is not None
-            if weight.name in compact:
-                tensor = compacted(tensor)
-            elif own:
+            if encode and weight.name in self.encoded:
+                tensor = encoded(tensor)
+            elif copy:
                 tensor = tensor.to(self.device, copy=True)  # done when it returns
             if tensor is None:
                 return False
@@ -63,10 +71,21 @@ class Binding:
             self._put(weight, tensor)
         return True
 
-    def unbind(self, reason: str = RESTS) -> None:
-        """Puts stand-ins in place of the weights, so that nothing can compute with a buffer's next contents."""
+    def unbind(self, bring: Callable[[], None] | None = None) -> None:
+        """Puts stand-ins in place of the weights, so that nothing can compute with a buffer's next contents.
+
+        ``bring`` binds the weights when a stand-in is computed with all the same; without it that is an error.
+        """
         for weight in self.weights:
-            self._put(weight, AbsentTensor(weight.name, weight.shape, weight.dtype, self.device, reason))
+            fetch = None if bring is None else partial(self._bring, weight, bring)
+            self._put(weight, AbsentTensor(weight.name, weight.shape, weight.dtype, self.device, fetch))
+
+    def _bring(self, weight: Weight, bring: Callable[[], None]) -> torch.Tensor:
+        bring()
+        slot = self._slots[weight.name][0]
+        tensor = (slot.module._buffers if slot.buffer else slot.module._parameters)[slot.attribute]
+        assert tensor is not None
+        return tensor
 
     def _put(self, weight: Weight, tensor: torch.Tensor) -> None:
         shared: torch.Tensor | None = None
@@ -91,7 +110,7 @@ class Binding:
         return fetch
 
 
-def compacted(weight: torch.Tensor) -> torch.Tensor | None:
+def encoded(weight: torch.Tensor) -> torch.Tensor | None:
     """A bfloat16 weight in the lossless 12-bit form, in memory of its own; None where that has no room for it."""
     from outsize.kernels.bf12 import encode
 
@@ -107,11 +126,18 @@ def put(slot: Slot, tensor: torch.Tensor) -> None:
         slot.module._parameters[slot.attribute] = tensor  # type: ignore[assignment]
 
 
-def bind_rows(unit: Unit, modules: tuple[nn.Module, ...], read: Callable[[Weight, list[int]], torch.Tensor]) -> None:
-    """Makes embeddings look their rows up on disk. ``read(weight, rows)`` gives [rows, width]."""
-    for weight in unit.weights:
-        rows = RowsOnDisk(weight.name, weight.shape, weight.dtype, lambda numbers, w=weight: read(w, numbers))  # type: ignore[misc]
-        shared = nn.Parameter(rows, requires_grad=False)
+def bind_rows(unit: Unit, modules: tuple[nn.Module, ...], rows: RowReader) -> None:
+    """Makes embeddings look their rows up on disk."""
+
+    def read(weight: Weight, numbers: list[int]) -> torch.Tensor:
+        (stored,) = sources(weight.expression)
+        raw = rows.read(stored, numbers)
+        found = torch.frombuffer(raw, dtype=getattr(torch, stored.dtype)).view(len(numbers), -1)
+        return found.to(weight.dtype)  # [rows, width]
+
+    for weight in unit.weights if modules else ():
+        stand_in = RowsOnDisk(weight.name, weight.shape, weight.dtype, partial(read, weight))
+        shared = nn.Parameter(stand_in, requires_grad=False)
         for slot in weight.slots:
             if any(slot.module is module for module in modules):
                 put(slot, shared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +10,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from outsize.errors import OutsizeError
 from outsize.machine.machine import Machine
-from outsize.models.tracing.units import Unit
-from outsize.planner.plan import Item
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # of weights that are bound later
-Kept = dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]]  # originals and their copies
+Copies = dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]]  # originals and their copies
 PASSING = frozenset({"hidden_states", "inputs_embeds"})  # arguments that differ from block to block
 
 
@@ -32,52 +29,48 @@ class Devices:
         """The torch device of a tier of the plan."""
         return self._by_name[name]
 
-    def first_block(self, placed: Sequence[tuple[Unit, Item]]) -> torch.device:
-        """Where the first block computes: embeddings of every kind come there, to be added up."""
-        return next((self._by_name[item.compute] for unit, item in placed if unit.role == "block"), CPU)
-
 
 class Mover:
     """Brings activations to the device that computes next.
 
     Masks and position tables are the same for every block: their copies are kept, by the forward pass that they belong
-    to, until its next begins. A copy is over when the call returns: one to the host that was not would be read too
-    early.
+    to, until its next begins. A copy is complete when the call returns, because one to the host would be read too early
+    otherwise.
     """
 
     def __init__(self, home: torch.device) -> None:
         self._home = home
 
     def to(
-        self, device: torch.device, args: Any, kwargs: dict[str, Any], kept: Kept
+        self, device: torch.device, args: Any, kwargs: dict[str, Any], copies: Copies
     ) -> tuple[Any, dict[str, Any]] | None:
         """Arguments of a forward pass on a device, or None where all of them are there already."""
         if not _elsewhere(device, args) and not _elsewhere(device, kwargs):
             return None
         # Hidden states change from block to block: a kept copy of each would fill the device.
-        named = {k: move(v, device) if k in PASSING else _kept_tree(v, device, kept) for k, v in kwargs.items()}
+        named = {k: move(v, device) if k in PASSING else _copied_tree(v, device, copies) for k, v in kwargs.items()}
         return move(args, device), named
 
-    def inputs(self, args: Any, kwargs: dict[str, Any], kept: Kept) -> tuple[Any, dict[str, Any]] | None:
+    def inputs(self, args: Any, kwargs: dict[str, Any], copies: Copies) -> tuple[Any, dict[str, Any]] | None:
         """A whole model's inputs where the first block computes: masks and positions are made there."""
-        return self.to(self._home, args, kwargs, kept)
+        return self.to(self._home, args, kwargs, copies)
 
     def home(self, output: Any) -> Any:
         """An embedding's output where the first block wants it."""
         return move(output, self._home)
 
 
-def _kept_tree(tree: Any, device: torch.device, kept: Kept) -> Any:
-    return tree_map_only(torch.Tensor, lambda t: _keep(t, device, kept), tree)
+def _copied_tree(tree: Any, device: torch.device, copies: Copies) -> Any:
+    return tree_map_only(torch.Tensor, lambda t: _copied(t, device, copies), tree)
 
 
-def _keep(tensor: torch.Tensor, device: torch.device, kept: Kept) -> torch.Tensor:
+def _copied(tensor: torch.Tensor, device: torch.device, copies: Copies) -> torch.Tensor:
     if tensor.device == device:
         return tensor
     key = (id(tensor), device)
-    if key not in kept:  # the original is kept too, so that its id stays its own
-        kept[key] = (tensor, move(tensor, device))
-    return kept[key][1]
+    if key not in copies:  # the original is kept too, so that its id stays its own
+        copies[key] = (tensor, move(tensor, device))
+    return copies[key][1]
 
 
 def move(tree: Any, device: torch.device) -> Any:

@@ -151,7 +151,7 @@ class Engine:
     def _check_room(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Whether the cache and the workspace of the coming pass fit into what the plan leaves free."""
         inputs = _inputs(args, kwargs)
-        if inputs is None or self._sweep.passage.wait is not None:  # who lets it wait has counted what it takes
+        if inputs is None or self._sweep.context.scheduled:  # who lets it wait has counted what it takes
             return
         batch, tokens = inputs.shape[0], inputs.shape[1]
         past: Any = cache_in(kwargs)
@@ -160,7 +160,7 @@ class Engine:
         if batch <= request.batch and length <= request.context and tokens <= request.prompt:
             return
         usage = self.plan.usage["ram"]
-        computed_here = {item.module for item in self.plan.items if item.compute == "ram"}
+        computed_here = {module for module, device in self.plan.devices.items() if device == "ram"}
         cache = sum(m.cache.bytes_for(length, length) for m in self.spec.modules if m.name in computed_here)
         need = batch * cache + self.spec.workspace.bytes_for(batch, tokens)
         have = usage.capacity_bytes - usage.total_bytes + usage.kv_bytes + usage.workspace_bytes
@@ -181,7 +181,7 @@ class Engine:
             return
         request = self.plan.request
         planned = min(request.context, request.context * request.batch // max(inputs.shape[0], 1))
-        give_room(cache, self._sweep.passage.tokens or planned)
+        give_room(cache, self._sweep.context.tokens or planned)
 
 
 def _inputs(args: Any, kwargs: dict[str, Any]) -> Any:

@@ -63,7 +63,7 @@ class Generating(Work):
         requests = [self._requests[row.request] for row in batch.rows]
         inputs = self._inputs(batch)
         new_tokens, encoder_decoder = batch.shape.new_tokens, self.spec.encoder_decoder
-        self._sweep.passage.tokens = new_tokens + (1 if encoder_decoder else inputs["input_ids"].shape[1])
+        self._sweep.context.tokens = new_tokens + (1 if encoder_decoder else inputs["input_ids"].shape[1])
         begin = 1 if self.spec.encoder_decoder else inputs["input_ids"].shape[1]
         settings = self.model.generation_config
         draw, end = Draw(requests), End(requests, self._tokenizer, begin, tuple(settings.stop_strings or ()))

@@ -1,91 +1,69 @@
-"""What a sweep passes: units with the parts that are read and bound together; and who passes there."""
+"""A module of the model as the sweep passes it: transformers' modules, its weight groups, and what is bound of them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from outsize.engine.binding import Binding
-from outsize.engine.cargo import Load
-from outsize.engine.devices import Kept
-from outsize.models.spec import ModuleSpec
 from outsize.models.tracing.units import Unit
-from outsize.planner.plan import Item
-from outsize.store.stream import Stay
+from outsize.planner.weight_group import WeightGroup
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """One unit as all floors know it: transformers' modules, the spec's facts, the plan's decision, what is read."""
+class BoundGroup:
+    """A weight group on its way into a model's modules.
 
-    unit: Unit
-    module: ModuleSpec
-    item: Item
-    loads: tuple[Load, ...]
-
-
-@dataclass(slots=True)
-class Part:
-    """What of a unit is read and bound together, and its place in the stream.
-
-    ``late``: it computes once as it was read, and is made compact behind that. ``settled``: it is bound for good.
+    ``place``: its place in the stream. ``device``: where its weights compute. ``streamed``: every sweep binds it anew.
+    ``settled``: it is bound for good. ``open``: its weights are in their modules now.
     """
 
-    binding: Binding
-    index: int
-    stay: Stay
-    compact: frozenset[str]
-    late: bool = False
-    settled: bool = False
+    __slots__ = ("binding", "computes_first", "device", "group", "layer", "open", "place", "settled", "streamed")
+
+    def __init__(self, group: WeightGroup, binding: Binding, place: int) -> None:
+        self.group = group
+        self.binding = binding
+        self.place = place
+        self.streamed = group.streamed
+        self.computes_first = False  # once as it was read, before it is encoded
+        self.settled = self.open = False
+        self.layer: Layer
 
     @property
     def passes(self) -> bool:
-        """Whether it is bound just while it computes."""
-        return self.stay == "stream" or self.late
+        """Whether it is bound only while it computes."""
+        return self.streamed or self.computes_first
 
 
-@dataclass(slots=True, eq=False)
-class Station:
-    """A unit on the sweep's way, and its state.
+class Layer:
+    """A module with its weight groups, in the order in which they compute; none where rows are looked up on disk.
 
-    Those of its parts that stay are ``bound`` once. Of the streamed ones, in the order in which they compute, one is in
-    memory at a time. It has no parts if it is looked up on disk. It ``encloses`` other units where it is a weight of
-    the whole model's own.
+    ``device`` computes it, and has its KV cache. ``encloses``: other layers lie inside it, because it owns weights of
+    the whole model, so its weights must stay until it is left. ``waiting``: groups that are not bound for good yet.
     """
 
-    unit: Unit
-    parts: tuple[Part, ...]
-    device: torch.device
-    encloses: bool
-    bound: bool = False
-    now: Part | None = None
+    def __init__(self, unit: Unit, groups: Sequence[BoundGroup], device: torch.device, *, encloses: bool) -> None:
+        self.unit = unit
+        self.groups = tuple(groups)
+        self.device = device
+        self.encloses = encloses
+        self.waiting = list(groups)
+        streams = any(bound.streamed for bound in groups)
+        for bound in groups:
+            bound.layer = self
+            bound.computes_first = bound.group.format == "bf12" and not streams
 
     @property
-    def streamed(self) -> tuple[Part, ...]:
-        """The parts that are bound just while they compute."""
-        return tuple(part for part in self.parts if part.passes)
+    def to_enter(self) -> list[BoundGroup]:
+        """The groups that are bound before the layer computes: those that stay, and one that is streamed alone.
 
-    @property
-    def staying(self) -> tuple[Part, ...]:
-        """The parts that are bound before the unit computes, once."""
-        return tuple(part for part in self.parts if not part.passes and not part.settled)
+        Several that are streamed are bound one after the other, each before its own modules.
+        """
+        passing = [bound for bound in self.waiting if bound.passes]
+        return [bound for bound in self.waiting if not bound.passes or len(passing) == 1]
 
 
-@dataclass(slots=True, eq=False)
-class Passage:
-    """What belongs to one forward pass that may be underway beside others: which units it is in, its copies of masks.
-
-    ``wait``: called with a place in the stream before the pass goes on with what must be bound there first, and returns
-    when it is. Without it the sweep binds whatever the pass comes to, and lets it go behind it. ``tokens``: of
-    its longest sequence, for which a new cache has room; 0 where that is unknown.
-    """
-
-    wait: Callable[[int], None] | None = None
-    entered: Counter[Station] = field(default_factory=Counter)
-    kept: Kept = field(default_factory=dict)
-    asked_from: torch.device | None = None
-    waited: bool = False
-    tokens: int = 0
+def is_lookup(module: nn.Module) -> bool:
+    """Whether rows of the module's weight are looked up, rather than multiplied."""
+    return isinstance(module, nn.Embedding)

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from outsize.engine.cargo import Load, first_of_last_stack, loads_of
-from outsize.errors import DoesNotFit, ModelNotFound, UnsupportedModel
+from outsize.errors import DamagedModel, DoesNotFit, ModelNotFound, UnsupportedModel
 from outsize.machine.machine import Machine
 from outsize.models.files.folder import ModelFolder
-from outsize.models.spec import ModelSpec
+from outsize.models.spec import ModelSpec, StoredTensor
 from outsize.models.survey_cache import same_bytes
 from outsize.planner.plan import Plan
+from outsize.planner.weight_group import WeightGroup
 from outsize.sizes import format_size
 from outsize.store.buffer import give_back_large_memory
 from outsize.store.embedding import RowReader
+from outsize.store.layout import Layout, lay_out
 from outsize.store.reader import DirectFiles, Files
 from outsize.store.stream import Stream
 
@@ -66,12 +67,11 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
         raise ModelNotFound(f"{folder.origin}: its weights are not on this machine")
     give_back_large_memory()
     files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
-    loads = loads_of(opening.spec, plan, folder.tensors)
-    passing = [one.cargo for several in loads for one in several]
-    stream = Stream(files, passing, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes)
-    stream.start(first_of_last_stack(opening.spec, loads))
+    groups = with_layouts(opening.spec, plan, folder.tensors)
+    stream = Stream(files, groups, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes)
+    stream.start(first_of_last_stack(opening.spec, groups))
     try:
-        return _build(opening, files, loads, stream, progress)
+        return _build(opening, files, groups, stream, progress)
     except BaseException:
         stream.close()
         files.close()
@@ -79,21 +79,25 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
 
 
 def _build(
-    opening: Opening, files: Files, loads: Sequence[tuple[Load, ...]], stream: Stream, progress: Progress
+    opening: Opening,
+    files: Files,
+    groups: Sequence[tuple[WeightGroup, Layout]],
+    stream: Stream,
+    progress: Progress,
 ) -> PreTrainedModel:
     """Everything that needs torch, while the first bytes arrive."""
-    from outsize.engine.devices import Devices
+    from outsize.engine.devices import CPU, Devices
     from outsize.engine.engine import Engine
-    from outsize.engine.layer import Stop
-    from outsize.engine.sweep import Sweep
+    from outsize.engine.sweep import Sweep, layers_of
     from outsize.models import tracing
 
     folder, plan = opening.folder, opening.plan
     skeleton = tracing.skeleton_of(folder, same_bytes(folder), opening.auto_class)
     skeleton = tracing.in_order(skeleton, opening.spec)
     rows = RowReader(files)
-    stops = [Stop(*each) for each in zip(skeleton.units, opening.spec.modules, plan.items, loads, strict=True)]
-    sweep = Sweep(skeleton.model, stops, stream, rows, Devices(opening.machine), progress)
+    layers = layers_of(skeleton.units, opening.spec, plan, groups, Devices(opening.machine), rows)
+    home = next((layer.device for layer in layers if layer.unit.role == "block"), CPU)
+    sweep = Sweep(skeleton.model, layers, stream, rows, home, progress)
     model: Any = skeleton.model
     model.outsize = Engine(opening.spec, opening.machine, plan, sweep, files)
     for end in (files.close, rows.close, stream.close):  # in reverse, for a model that is dropped instead of closed
@@ -101,6 +105,36 @@ def _build(
     model.__class__ = closing(type(model))
     sweep.start()
     return model
+
+
+def with_layouts(
+    spec: ModelSpec, plan: Plan, tensors: Sequence[StoredTensor]
+) -> tuple[tuple[WeightGroup, Layout], ...]:
+    """The groups that the stream reads, each with the layout of its bytes; rows looked up on disk are none of them.
+
+    Needs no torch, so that reading begins before torch is imported. Raises DamagedModel where the spec names a tensor
+    that the checkpoint lacks.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors}
+
+    def stored(group: WeightGroup) -> list[StoredTensor]:
+        names = [name for tensor in group.tensors for name in spec.origins[tensor].names]
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise DamagedModel(f"the checkpoint lacks {missing[0]}")
+        return [by_name[name] for name in names]
+
+    return tuple((group, lay_out(stored(group))) for group in plan.groups if group.residency != "cached")
+
+
+def first_of_last_stack(spec: ModelSpec, groups: Sequence[tuple[WeightGroup, Layout]]) -> int:
+    """Where the stream goes on after its last group: at its first, or at the decoder's first block, swept per token."""
+    modules = {module.name: module for module in spec.modules}
+    blocks = [(i, modules[group.module]) for i, (group, _) in enumerate(groups)]
+    blocks = [(i, module) for i, module in blocks if module.role == "block"]
+    if not blocks or blocks[0][1].stack == blocks[-1][1].stack:
+        return 0
+    return next(i for i, module in blocks if module.stack == blocks[-1][1].stack)
 
 
 def closing(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:

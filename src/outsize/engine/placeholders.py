@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from outsize.errors import OutsizeError
 
@@ -30,18 +31,27 @@ class _NoStorage(torch.Tensor):
 
 
 class AbsentTensor(_NoStorage):
-    """A weight that rests on disk: it knows its shape, data type and device, and any use of its values is an error."""
+    """A weight that is not in memory: it knows its shape, data type and device.
+
+    Computing with it fetches the weight, because some modules use a weight outside the forward pass of the module that
+    owns it; without ``fetch`` it is an error.
+    """
 
     weight_name: str
-    reason: str
+    fetch: Callable[[], torch.Tensor] | None
 
     @staticmethod
     def __new__(
-        cls, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, reason: str
+        cls,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        fetch: Callable[[], torch.Tensor] | None = None,
     ) -> AbsentTensor:
-        """A stand-in for the weight of that name; ``reason`` completes the sentence that using it raises."""
+        """A stand-in for the weight of that name."""
         made: AbsentTensor = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
-        made.weight_name, made.reason = name, reason
+        made.weight_name, made.fetch = name, fetch
         return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
@@ -53,11 +63,20 @@ class AbsentTensor(_NoStorage):
     ) -> Any:
         if str(func) in PASSIVE:
             return args[0]
-        raise next(a for a in args if isinstance(a, cls)).refusal()
+
+        def present(tensor: AbsentTensor) -> torch.Tensor:
+            if tensor.fetch is None:
+                raise tensor.refusal()
+            found = tensor.fetch()
+            return found.detach().as_subclass(torch.Tensor)
+
+        return func(*tree_map_only(cls, present, args), **tree_map_only(cls, present, kwargs or {}))
 
     def refusal(self) -> OutsizeError:
-        """That it is absent, and why."""
-        return OutsizeError(f"{self.weight_name} {self.reason}")
+        """Why there is nothing to compute with."""
+        if self.fetch is None:
+            return OutsizeError(f"{self.weight_name} is gone: the model was closed")
+        return OutsizeError(f"{self.weight_name} is in memory only while its own module computes")
 
 
 class RowsOnDisk(_NoStorage):

@@ -13,28 +13,31 @@ from typing import Any
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from outsize.engine.layer import Passage
+from outsize.engine.forward_context import ForwardContext
+from outsize.engine.layer import BoundGroup
 from outsize.engine.sweep import Sweep
 from outsize.errors import DoesNotFit, OutsizeError
 from outsize.planner.batches import Burden
 
 
-class Job:
+class Job(ForwardContext):
     """A computation with the model, of one forward pass or many: ``work()`` gives ``value``, or ``failure`` says why.
 
     ``burden``: the memory it takes while it is underway. ``together``: jobs that are to begin in the same sweep, right
-    behind this one.
+    after this one. ``waits_for``: the group that must be bound before it goes on.
     """
 
+    scheduled = True
+
     def __init__(self, work: Callable[[], Any], burden: Burden) -> None:
+        super().__init__()
         self.work = work
         self.burden = burden
         self.together: tuple[Job, ...] = ()
         self.value: Any = None
         self.failure = ""
         self.done = False
-        self.place: int | None = None  # in the stream, that it waits for
-        self.passage = Passage(wait=self._wait)
+        self.waits_for: BoundGroup | None = None
         self._greenlet = greenlet(self._run)
 
     @property
@@ -44,7 +47,7 @@ class Job:
 
     def resume(self) -> None:
         """Goes on until the job waits again or is done. Raises what concerns more than this job alone."""
-        self.place = None
+        self.waits_for = None
         self._greenlet.parent = getcurrent()
         with torch.inference_mode():  # per thread, and left in any order: so it is never on while nobody computes
             self._greenlet.switch()
@@ -56,8 +59,10 @@ class Job:
             with torch.inference_mode():
                 self._greenlet.throw()
 
-    def _wait(self, place: int) -> None:
-        self.place = place
+    def wait(self, group: BoundGroup) -> None:
+        """Parks the job until the sweep has come to the group."""
+        self.waited = True
+        self.waits_for = group
         parent = self._greenlet.parent
         assert parent is not None
         parent.switch()
@@ -79,8 +84,8 @@ class Job:
 class Scheduler:
     """Sweeps over a model until all jobs are done.
 
-    Jobs begin in the order given, at the start of a sweep, as many as ``fits`` says can be underway together. The place
-    that comes next in the order of the sweep, of those at which jobs wait, is bound; all that wait there are resumed,
+    Jobs begin in the order given, at the start of a sweep, as many as ``fits`` says can be underway together. The group
+    that comes next in the order of the sweep, of those that jobs wait for, is bound; all that wait for it are resumed,
     in the order in which they began; it is let go. A job that begins another pass meanwhile waits for the next sweep.
     """
 
@@ -89,7 +94,6 @@ class Scheduler:
         self._sweep = sweep
         self._fits = fits
         self._coming: deque[Job] = deque()
-        self._opened: set[int] = set()
 
     def add(self, jobs: Sequence[Job], *, first: bool = False) -> None:
         """More jobs; ``first``: before those that have not begun."""
@@ -106,36 +110,34 @@ class Scheduler:
         place = -1
         try:
             while self.underway or self._coming:
-                coming = self._next_place(place)
-                if coming is None:  # a sweep is over, or the first begins
+                group = self._next_group(place)
+                if group is None:  # a sweep is over, or the first begins
                     yield from self._begin()
-                    place, coming = -1, self._next_place(-1)
-                    self._sweep.sweeps += coming is not None
-                if coming is None:
+                    group = self._next_group(-1)
+                    self._sweep.sweeps += group is not None
+                if group is None:
+                    place = -1
                     continue
-                place = coming
-                waiting = [job for job in self.underway if job.place == place]
-                self._opened.add(place)
-                self._sweep.open(place)
-                for job in waiting:
-                    self._resume(job)
-                self._let_go()
+                place = group.place
+                self._step(group)
                 yield from self._take_done()
         finally:
             for job in self.underway:
                 job.kill()
             self.underway.clear()
-            self._let_go()
+            self._sweep.leave()
 
-    def _let_go(self) -> None:
-        """Lets go of what is bound, but for weights around others that a job has yet to come to."""
-        inside = [job.passage for job in self.underway if not job.done]
-        for place in [p for p in self._opened if not self._sweep.is_needed(p, inside)]:
-            self._opened.remove(place)
-            self._sweep.shut(place)
+    def _step(self, group: BoundGroup) -> None:
+        """Binds a group, resumes the jobs that wait for it, and lets it go."""
+        waiting = [job for job in self.underway if job.waits_for is group]
+        self._sweep.advance(group, self.underway)
+        for job in waiting:
+            self._resume(job)
+        self._sweep.leave(job for job in self.underway if not job.done)
 
-    def _next_place(self, behind: int) -> int | None:
-        return min((job.place for job in self.underway if job.place is not None and job.place > behind), default=None)
+    def _next_group(self, after: int) -> BoundGroup | None:
+        coming = [job.waits_for for job in self.underway if job.waits_for is not None and job.waits_for.place > after]
+        return min(coming, key=lambda group: group.place, default=None)
 
     def _begin(self) -> Iterator[Job]:
         """Begins the jobs that there is room for; one at least. What need not wait is done before the next begins."""
@@ -151,12 +153,12 @@ class Scheduler:
             yield from self._take_done()
 
     def _resume(self, job: Job) -> None:
-        direct = self._sweep.passage
-        self._sweep.passage = job.passage
+        alone = self._sweep.context
+        self._sweep.context = job
         try:
             job.resume()
         finally:
-            self._sweep.passage = direct
+            self._sweep.context = alone
 
     def _take_done(self) -> Iterator[Job]:
         done = [job for job in self.underway if job.done]

@@ -107,3 +107,12 @@ class Plan:
     remedies: tuple[str, ...] = ()  # what would fit, where this does not
     file_bytes: int = 0  # of all weights in this format, as the files have them
     groups: tuple[WeightGroup, ...] = ()  # in the order of the sweep
+
+    @property
+    def devices(self) -> dict[str, str]:
+        """The device that computes each module, and has its KV cache: that of most of its bytes."""
+        held: dict[str, dict[str, int]] = {}
+        for group in self.groups:
+            mine = held.setdefault(group.module, {})
+            mine[group.device] = mine.get(group.device, 0) + group.disk_bytes
+        return {module: max(mine, key=lambda device: mine[device]) for module, mine in held.items()}

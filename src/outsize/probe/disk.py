@@ -14,11 +14,13 @@ from pathlib import Path
 
 from outsize.errors import DoesNotFit
 from outsize.models.spec import StoredTensor
+from outsize.planner.weight_group import WeightGroup
 from outsize.sizes import format_size
 from outsize.store.buffer import Memory
 from outsize.store.layout import lay_out
 from outsize.store.reader import DirectFiles, Files
-from outsize.store.stream import PIECE, Cargo, Stream
+from outsize.store.stream import CHUNK as READ_BYTES
+from outsize.store.stream import Stream
 
 CHUNK = 64 << 20  # bytes acquired at once, like a block's
 SLOTS = 4
@@ -120,7 +122,7 @@ def temporary_file(folder: Path, nbytes: int) -> Iterator[int]:
         written = 0
         while written < nbytes:
             # New bytes each time: some drives and file systems keep equal ones once.
-            written += file.write(os.urandom(min(PIECE, nbytes - written)))
+            written += file.write(os.urandom(min(READ_BYTES, nbytes - written)))
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         yield file.fileno()
@@ -151,13 +153,16 @@ class OneFile:
 
 def _read(files: Files, stored: Sequence[StoredTensor], source: str, direct: bool) -> DiskRate:
     """One pass through a stream, with the clock read after every chunk."""
-    cargo = [Cargo(tensor.name, lay_out([tensor]), "stream") for tensor in stored]
-    stream = Stream(files, cargo, slots=SLOTS, slot_bytes=CHUNK)
+    groups = [
+        (WeightGroup(t.name, (t.name,), t.nbytes, t.nbytes, CHUNK, "native", "disk", "ram", "streamed"), lay_out([t]))
+        for t in stored
+    ]
+    stream = Stream(files, groups, slots=SLOTS, slot_bytes=CHUNK)
     try:
         began = time.monotonic()
         stream.start()
         marks = []
-        for index in range(len(cargo)):
+        for index in range(len(groups)):
             stream.acquire(index)
             stream.release(index)
             marks.append(time.monotonic())

@@ -1,12 +1,12 @@
-"""Bytes in motion: what the sweep needs next is read before it asks, and the drive never waits for the computation.
+"""Weight groups on their way from the drive: what the sweep needs next is read before it asks.
 
-A few threads read in pieces of a few MB. Units that stay get memory of their own and are read once; the others pass
-through a ring of equal buffers. What is made into something smaller before it stays passes through the room that the
-smaller form will take, as long as there is enough of it.
+A few threads read in chunks of a few MB. Groups that stay in RAM as they are in the files are read into memory of their
+own, once; the others pass through a ring of equal buffers. A group that is encoded into something smaller before it
+stays passes through the room that the smaller form will take, as long as there is enough of it.
 
-Which unit comes next is predicted: at first by the order of the list, later by what was seen to follow. One surprise
-changes nothing, two in a row do: an encoder-decoder model, whose decoder is swept for every token and whose encoder for
-every prompt, is a surprise once per prompt.
+Which group comes next is predicted: at first by the order of the list, later by what was seen to follow. One surprise
+changes nothing, two in a row do: an encoder-decoder model sweeps its decoder for every token and its encoder for every
+prompt, which is one surprise per prompt.
 """
 
 from __future__ import annotations
@@ -19,33 +19,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from outsize.errors import OutsizeError
+from outsize.planner.weight_group import WeightGroup
 from outsize.store.buffer import Memory
 from outsize.store.layout import Extent, Layout
 from outsize.store.reader import Files
 
 # More than keep the drive busy: some of them wait for the interpreter while the model computes.
 READERS = 8
-PIECE = 8 << 20  # bytes of one read: large enough to keep a drive busy, small enough to share it between readers
-UNREAD = 2  # units that are given spare room before the readers come to them; one more would be memory that waits
+CHUNK = 8 << 20  # bytes of one read: large enough to keep a drive busy, small enough to share it between readers
+UNREAD = 2  # groups that get spare room before the readers come to them; more would be memory that waits
 
-Stay = Literal["keep", "once", "stream"]
-# absent -> loading -> ready -> held -> absent (stream), kept (keep), done (once). A unit that is no longer wanted goes
-# from ready to absent; from loading too, by way of dropped if a reader is still writing into its buffer.
+# absent -> loading -> ready -> held -> absent (streamed), kept (in place), done (passed on to where it stays). A group
+# that is no longer wanted goes from ready to absent; from loading too, by way of dropped if a reader still writes into
+# its buffer.
 State = Literal["absent", "loading", "dropped", "ready", "held", "kept", "done"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cargo:
-    """What is to be read for one unit, and for how long.
-
-    ``keep``: into memory of its own, once. ``once``: through the ring, once (it is copied on from there).
-    ``stream``: through the ring, every time. ``rest_bytes``: what is copied on takes that much of the same memory.
-    """
-
-    name: str
-    layout: Layout
-    stay: Stay
-    rest_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -54,26 +41,37 @@ class StreamStats:
 
     bytes_read: int = 0
     waited_s: float = 0.0  # that acquires had to wait for the drive
-    mispredicted: int = 0  # acquires of a unit that was not expected, and so not yet being read
+    mispredicted: int = 0  # acquires of a group that was not expected, and so not being read yet
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Chunk:
     extent: Extent
     start: int  # within the extent
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    cargo: Cargo
-    stay: Stay
+    group: WeightGroup
+    layout: Layout
+    streamed: bool
     successor: int
     surprise: int | None = None  # what came last time, instead of the successor
     state: State = "absent"
     memory: Memory | None = None
-    unread: deque[_Piece] = field(default_factory=deque)
-    reading: int = 0  # pieces that readers are at
+    unread: deque[_Chunk] = field(default_factory=deque)
+    reading: int = 0  # chunks that readers are at
     own: bool = False  # whether its memory is its own, none of the ring's buffers
+
+    @property
+    def passes_once(self) -> bool:
+        """Whether it goes through a buffer once, on its way to where it stays."""
+        return not self.streamed and not self.group.in_place
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of RAM that its copy takes once it was passed on."""
+        return self.group.rest_bytes if self.group.tier == "ram" else 0
 
     @property
     def settled(self) -> bool:
@@ -87,40 +85,49 @@ class _Entry:
 
 
 class Stream:
-    """Loads cargo ahead of its use. One thread at a time acquires and releases; any thread may close.
+    """Loads weight groups ahead of their use. One thread at a time acquires and releases; any thread may close.
 
-    ``slots`` buffers of ``slot_bytes`` are the ring. Raises OutsizeError for cargo that is larger than they are.
+    ``groups`` stand in the order of the sweep, each with its layout. ``slots`` buffers of ``slot_bytes`` are the ring.
+    Raises OutsizeError for a group that is larger than they are.
     """
 
     def __init__(
-        self, files: Files, cargo: Sequence[Cargo], *, slots: int, slot_bytes: int, readers: int = READERS
+        self,
+        files: Files,
+        groups: Sequence[tuple[WeightGroup, Layout]],
+        *,
+        slots: int,
+        slot_bytes: int,
+        readers: int = READERS,
     ) -> None:
         self.stats = StreamStats()
         self._files = files
-        self._entries = [_Entry(c, c.stay, (i + 1) % len(cargo)) for i, c in enumerate(cargo)]
-        passing = [c for c in cargo if c.stay != "keep"]
-        for one in passing:
-            if one.layout.nbytes > slot_bytes or not slots:
+        self._entries = [
+            _Entry(group, layout, group.streamed, (i + 1) % len(groups)) for i, (group, layout) in enumerate(groups)
+        ]
+        passing = [entry for entry in self._entries if not entry.group.in_place]
+        for entry in passing:
+            if entry.layout.nbytes > slot_bytes or not slots:
                 raise OutsizeError(
-                    f"{one.name} does not pass through the ring",
-                    need=f"{one.layout.nbytes} bytes",
+                    f"{entry.group.module} does not pass through the ring",
+                    need=f"{entry.layout.nbytes} bytes",
                     have=f"{slots} buffers of {slot_bytes} bytes",
                 )
         self._slots = slots
         self._free = [Memory(slot_bytes) for _ in range(slots)] if passing else []
         self._used: list[Memory] = []  # in spare room, and read into before: the system need not clear it again
-        self._position = 0  # the unit that is held, or that is expected next
+        self._position = 0  # the group that is held, or that is expected next
         self._ahead: list[_Entry] = []  # what is expected from here, in order
         self._last: int | None = None
         self._error: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._threads = [
-            threading.Thread(target=self._read_pieces, name=f"outsize-reader-{i}", daemon=True) for i in range(readers)
+            threading.Thread(target=self._read_chunks, name=f"outsize-reader-{i}", daemon=True) for i in range(readers)
         ]
 
     def start(self, after_last: int = 0) -> None:
-        """Begins to read, in the order of the cargo; ``after_last`` is the first guess at what follows the last."""
+        """Begins to read, in the order of the groups; ``after_last`` is the first guess at what follows the last."""
         with self._changed:
             if self._entries:
                 self._entries[-1].successor = after_last
@@ -129,7 +136,7 @@ class Stream:
             thread.start()
 
     def acquire(self, index: int) -> Memory:
-        """The memory that holds a unit's bytes, once they are there. Held until ``release``.
+        """The memory that holds a group's bytes, once they are there. Held until ``release``.
 
         Raises what the readers ran into (ModelChanged, DamagedModel), and OutsizeError after ``close`` and where all
         buffers are held at the same time.
@@ -144,27 +151,27 @@ class Stream:
                 self._wait_for(entry)
                 entry.state = "held"
             if entry.memory is None:
-                raise OutsizeError(f"{entry.cargo.name} has been passed on already")
+                raise OutsizeError(f"{entry.group.module} has been passed on already")
             return entry.memory
 
     def release(self, index: int) -> None:
-        """Gives a unit's buffer back to the ring; memory that is kept stays as it is."""
+        """Gives a group's buffer back to the ring; memory that is kept stays as it is."""
         with self._changed:
             entry = self._entries[index]
             if entry.state != "held":
                 return
-            if entry.stay == "keep":
+            if entry.group.in_place:
                 entry.state = "kept"
             else:
-                self._recycle(entry, "done" if entry.stay == "once" else "absent")
+                self._recycle(entry, "absent" if entry.streamed else "done")
             if self._last is not None:  # not this one: another may have been asked for while it was held
                 self._position = self._expected_after(self._last)
             self._fill()
 
     def stream_from_now(self, index: int) -> None:
-        """Turns a unit that was to be copied on into one that is read every time: it is larger than was thought."""
+        """Streams a group that was to be passed on once: its copy would be larger than planned."""
         with self._changed:
-            self._entries[index].stay = "stream"
+            self._entries[index].streamed = True
 
     def close(self) -> None:
         """Stops the readers and lets go of all memory; acquires raise from now on."""
@@ -182,9 +189,9 @@ class Stream:
 
     @property
     def loaded(self) -> int:
-        """Bytes of cargo that have arrived and stay."""
-        stays = [e for e in self._entries if e.stay != "stream" and e.state in ("ready", "held", "kept", "done")]
-        return sum(entry.cargo.layout.nbytes for entry in stays)
+        """Bytes that have arrived and stay."""
+        stays = [e for e in self._entries if not e.streamed and e.state in ("ready", "held", "kept", "done")]
+        return sum(entry.layout.nbytes for entry in stays)
 
     # --- what comes next; all with the lock held ---
 
@@ -203,7 +210,7 @@ class Stream:
             before.surprise = index
 
     def _expected_after(self, index: int) -> int:
-        """The next unit that will be asked for: units that are settled are not asked for again."""
+        """The next group that will be asked for: those that are settled are not asked for again."""
         following = self._entries[index].successor
         for _ in self._entries:
             if not self._entries[following].settled:
@@ -216,37 +223,37 @@ class Stream:
         self._ahead = self._look_ahead()
         held = sum(e.in_ring and e.state == "held" for e in self._entries)
         self._begin_in_spare_room()
-        coming = [e for e in self._ahead if e.stay != "keep" and not e.own and e.state not in ("held", "done")]
+        coming = [e for e in self._ahead if not e.group.in_place and not e.own and e.state not in ("held", "done")]
         wanted = coming[: max(self._slots - held, 0)]
         for entry in self._entries:
             if entry.in_ring and entry.state in ("ready", "loading") and entry not in wanted:
                 self._drop(entry)
         for entry in self._ahead:
-            if entry.state == "absent" and entry.stay == "keep":
+            if entry.state == "absent" and entry.group.in_place:
                 entry.own = True
-                self._begin(entry, Memory(entry.cargo.layout.nbytes))
+                self._begin(entry, Memory(entry.layout.nbytes))
         for entry in wanted:
             if entry.state == "absent" and self._free:
                 self._begin(entry, self._free.pop())
 
     def _begin_in_spare_room(self) -> None:
-        """Reads what is copied on into the room of what has not been copied on yet: the ring alone would be narrow.
+        """Reads what is passed on into the room of copies that are yet to be made: the ring alone would be narrow.
 
-        When a unit is copied, all before it have been, and those after it may be there already. Whichever it is, copies
-        and what waits never take more than all copies will. Memory that was copied from is read into again.
+        When a group is copied, all before it have been, and those after it may be there already. Whichever it is,
+        copies and what waits never take more than all copies will. Memory that was copied from is read into again.
         """
-        pending = [e for e in self._ahead if e.stay == "once" and e.state != "done"]
-        after = sum(e.cargo.rest_bytes for e in pending)
+        pending = [e for e in self._ahead if e.passes_once and e.state != "done"]
+        after = sum(e.copy_bytes for e in pending)
         unread = sum(bool(e.unread) for e in pending if e.own)
         self._trim_used(after, pending)
         room = after
         for entry in pending:
-            after -= entry.cargo.rest_bytes
+            after -= entry.copy_bytes
             room = min(room, after)  # what is copied by then is all but these
             if entry.state == "absent":
-                if not entry.cargo.rest_bytes or unread >= UNREAD:
+                if not entry.copy_bytes or unread >= UNREAD:
                     return
-                memory = self._spare(entry.cargo.layout.nbytes, room)
+                memory = self._spare(entry.layout.nbytes, room)
                 if memory is None:
                     return
                 entry.own, unread = True, unread + 1
@@ -256,7 +263,7 @@ class Stream:
 
     def _trim_used(self, room: int, pending: Sequence[_Entry]) -> None:
         """Lets go of memory that was copied from, where the next copy needs its room."""
-        room -= pending[0].cargo.rest_bytes if pending else 0
+        room -= pending[0].copy_bytes if pending else 0
         room -= sum(e.memory.nbytes for e in pending if e.own and e.memory is not None)
         while self._used and sum(memory.nbytes for memory in self._used) > room:
             self._used.pop()
@@ -270,25 +277,25 @@ class Stream:
         return Memory(size) if size + sum(memory.nbytes for memory in self._used) <= room else None
 
     def _look_ahead(self) -> list[_Entry]:
-        """The units in the order in which they are expected, from here; those that stay and are not expected last."""
+        """The groups in the order in which they are expected; those that stay and are not expected come last."""
         seen: dict[int, None] = {}
         index = self._position
         while index not in seen and self._entries:
             seen[index] = None
             index = self._entries[index].successor
-        rest = [e for i, e in enumerate(self._entries) if i not in seen and e.stay == "keep"]
+        rest = [e for i, e in enumerate(self._entries) if i not in seen and e.group.in_place]
         return [self._entries[i] for i in seen] + rest
 
     def _begin(self, entry: _Entry, memory: Memory) -> None:
         entry.memory, entry.state = memory, "loading"
-        for extent in entry.cargo.layout.extents:
-            entry.unread.extend(_Piece(extent, start) for start in range(0, extent.length, PIECE))
+        for extent in entry.layout.extents:
+            entry.unread.extend(_Chunk(extent, start) for start in range(0, extent.length, CHUNK))
         if not entry.unread:
             entry.state = "ready"
         self._changed.notify_all()
 
     def _drop(self, entry: _Entry) -> None:
-        """Takes the buffer of a unit that was read for nothing, as soon as no reader writes into it."""
+        """Takes the buffer of a group that was read for nothing, as soon as no reader writes into it."""
         entry.unread.clear()
         if entry.reading:
             entry.state = "dropped"
@@ -300,7 +307,7 @@ class Stream:
         entry.state = state
         (self._used if entry.own else self._free).append(entry.memory)
         entry.memory, entry.own = None, False
-        if all(e.stay == "keep" or e.state == "done" for e in self._entries):
+        if all(e.group.in_place or e.state == "done" for e in self._entries):
             self._free.clear()  # the ring has done its work: its memory goes
             self._used.clear()
 
@@ -310,7 +317,7 @@ class Stream:
             self._raise_if_over()
             others = [e for e in self._entries if e.in_ring and e.state == "held"]
             if entry.state == "absent" and len(others) >= self._slots:
-                raise OutsizeError(f"no buffer for {entry.cargo.name}: all {self._slots} are in use at the same time")
+                raise OutsizeError(f"no buffer for {entry.group.module}: all {self._slots} are in use at the same time")
             began = began or time.monotonic()
             self._changed.wait()
         if began is not None:
@@ -324,14 +331,14 @@ class Stream:
 
     # --- the reader threads ---
 
-    def _read_pieces(self) -> None:
-        """The life of a reader thread: the first unread piece on the way ahead, until the stream is over."""
+    def _read_chunks(self) -> None:
+        """The life of a reader thread: the first unread chunk on the way ahead, until the stream is over."""
         try:
             while (taken := self._take()) is not None:
-                entry, piece, memory = taken
-                got = self._read(piece, memory)
+                entry, chunk, memory = taken
+                got = self._read(chunk, memory)
                 if self._was_last(entry, got):
-                    self._files.check(entry.cargo.layout.files)
+                    self._files.check(entry.layout.files)
                     self._finish(entry)
                 del taken, memory  # a thread that waits must not keep a buffer alive
         except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to the thread that computes
@@ -339,7 +346,7 @@ class Stream:
                 self._error = self._error or error
                 self._changed.notify_all()
 
-    def _take(self) -> tuple[_Entry, _Piece, Memory] | None:
+    def _take(self) -> tuple[_Entry, _Chunk, Memory] | None:
         with self._changed:
             while not self._closed and self._error is None:
                 for entry in self._ahead:
@@ -349,15 +356,15 @@ class Stream:
                 self._changed.wait()
             return None
 
-    def _read(self, piece: _Piece, memory: Memory) -> int:
-        extent = piece.extent
-        length = min(PIECE, extent.length - piece.start)
-        needed = min(length, extent.needed - piece.start)
-        at = extent.position + piece.start
-        return self._files.read_into(extent.file, extent.offset + piece.start, memory.view[at : at + length], needed)
+    def _read(self, chunk: _Chunk, memory: Memory) -> int:
+        extent = chunk.extent
+        length = min(CHUNK, extent.length - chunk.start)
+        needed = min(length, extent.needed - chunk.start)
+        at = extent.position + chunk.start
+        return self._files.read_into(extent.file, extent.offset + chunk.start, memory.view[at : at + length], needed)
 
     def _was_last(self, entry: _Entry, got: int) -> bool:
-        """Counts a piece as read. After the last one, the unit still counts as being read until it has been checked."""
+        """Counts a chunk as read. After the last, the group still counts as being read until it is checked."""
         with self._changed:
             self.stats.bytes_read += got
             if entry.reading == 1 and not entry.unread:

@@ -53,6 +53,11 @@ class Unit:
     weights: tuple[Weight, ...]
 
 
+def submodels(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """The model, and the models inside it: stacks that may be called by themselves."""
+    return (module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
 def take_weights(model: PreTrainedModel) -> dict[int, Weight]:
     """Every weight by the identity of its parameter; recording tensors in the model give way to plain ``meta`` ones.
 
