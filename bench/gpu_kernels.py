@@ -4,8 +4,8 @@
     PYTHONPATH=src python3 bench/gpu_kernels.py --tune        other tile sizes beside those of the table
     TRITON_INTERPRET=1 PYTHONPATH=src python3 bench/gpu_kernels.py --emulate    the script itself, without a GPU
 
-Weights are taken in turn from copies that together exceed the L2 cache several times, by replaying a CUDA graph, so that
-launches cost nothing. GB/s are bytes of weights; the physical limit is half of what a device-to-device copy moves
+Weights are taken in turn from copies that together exceed the L2 cache several times, in a CUDA graph, so that launches
+cost nothing. GB/s are bytes of weights; the physical limit is half of what a device-to-device copy moves
 (it reads and writes). Results are written as they come; the last line of stdout is JSON.
 """
 
@@ -142,7 +142,7 @@ def attempt(row: dict[str, Any], out: int, inputs: int, bits: int, rows: int, ra
     """A measured row, or why there is none."""
     try:
         return {**row, **measure(out, inputs, bits, rows, torch.float16, rate)}
-    except Exception as failure:  # the other cases are still worth having
+    except Exception as failure:  # noqa: BLE001  the other cases are still worth having
         return {**row, "failure": f"{type(failure).__name__}: {str(failure)[:300]}"}
     finally:
         torch.cuda.empty_cache()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from outsize.engine.logits import lay_out_rows
 from torch.nn import functional
+
+from outsize.engine.logits import lay_out_rows
 
 HEAD = torch.nn.Linear(64, 99, bias=False)
 

@@ -138,8 +138,8 @@ def _gemv(how: Launch, x: Tensor, weight: Any, bias: Tensor | None, y: Tensor) -
     group_words = max(packing.group * packing.bits // 32, 1) if packing.group < inputs else width
     gemv_kernel[how.grid[:1]](
         planes, words, weight.scale, x if bias is None else bias, y, rows, len(words), width,
-        weight.scale.shape[1], group_words, M=padded, BITS=packing.bits, SIGNED=not packing.words, HAS_BIAS=bias is not None,
-        BLOCK_N=block_n, BLOCK_W=block_w, num_warps=how.warps,
+        weight.scale.shape[1], group_words, M=padded, BITS=packing.bits, SIGNED=not packing.words,
+        HAS_BIAS=bias is not None, BLOCK_N=block_n, BLOCK_W=block_w, num_warps=how.warps,
     )  # fmt: skip
 
 

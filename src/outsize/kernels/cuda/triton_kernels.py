@@ -14,9 +14,9 @@ import triton.language as tl
 
 @triton.jit
 def spread_kernel(x, planes, rows, K, W, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """x [rows, K] as fp32 planes [M, P, W], zero beyond the rows: plane j has the inputs that the j-th integers of the words multiply.
+    """x [rows, K] as fp32 planes [M, P, W], zero beyond the rows.
 
-    Plane j is scaled by the reciprocal of the factor that its integers have where they stand in the word.
+    Plane j has the inputs that the j-th integers of the words multiply. It is scaled by the reciprocal of the factor that its integers have where they stand in the word.
     """
     P: tl.constexpr = 32 // BITS
     HALF: tl.constexpr = 5 if BITS == 4 else 2  # integers of a word that lie within a mantissa
