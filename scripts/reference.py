@@ -1,7 +1,7 @@
 """docs/reference.md: the help of every command.
 
-    python scripts/reference.py            write it
-    python scripts/reference.py --check    exit 1 if it is out of date
+python scripts/reference.py            write it
+python scripts/reference.py --check    exit 1 if it is out of date
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from outsize.cli.main import COMMANDS
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
 START = """# Reference
 
-The help of every command, as `outsize COMMAND --help` prints it. `scripts/reference.py` writes this page, and the tests
-check that it is current. Sizes are read as `6GiB`, `500MB` or `1.5TiB`. Answers go to stdout, everything else to stderr.
+The help of every command, as `outsize COMMAND --help` prints it. `scripts/reference.py` writes this page, and the
+tests check that it is current. Sizes are read as `6GiB`, `500MB` or `1.5TiB`. Answers go to stdout,
+everything else to stderr.
 
 | exit code | meaning |
 |---|---|

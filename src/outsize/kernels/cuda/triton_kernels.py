@@ -16,7 +16,8 @@ import triton.language as tl
 def spread_kernel(x, planes, rows, K, W, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """x [rows, K] as fp32 planes [M, P, W], zero beyond the rows.
 
-    Plane j has the inputs that the j-th integers of the words multiply. It is scaled by the reciprocal of the factor that its integers have where they stand in the word.
+    Plane j has the inputs that the j-th integers of the words multiply. It is divided by the power of two by which the
+    place of those integers in the word multiplies them.
     """
     P: tl.constexpr = 32 // BITS
     HALF: tl.constexpr = 5 if BITS == 4 else 2  # integers of a word that lie within a mantissa
