@@ -87,7 +87,7 @@ def compare(folder: Path, encoder_decoder: bool, limits: Mapping[str, int], want
 
     tokens, logits = reference(folder, encoder_decoder)
     with outsize.load(folder, weight_limits=limits, context=64) as model:
-        homes = {item.home for item in model.outsize.plan.items}
+        homes = {group.tier for group in model.outsize.plan.groups}
         if not wanted <= homes:
             return f"planned for {', '.join(sorted(homes))}"
         ours, our_logits = answers(model, encoder_decoder)
@@ -113,7 +113,7 @@ def cache_beside_blocks(model: Any) -> str:
         cache = cache_in(model(input_ids=torch.arange(3, 9).view(1, -1), use_cache=True))
     devices = Devices(model.outsize.machine)
     roles = {module.name: module.role for module in model.outsize.spec.modules}
-    computes = [item.compute for item in model.outsize.plan.items if roles[item.module] == "block"]
+    computes = [device for name, device in model.outsize.plan.devices.items() if roles[name] == "block"]
     for index, (layer, compute) in enumerate(zip(cache.layers, computes, strict=True)):
         want = devices.torch_device(compute)
         if layer.keys.device != want:

@@ -104,7 +104,7 @@ def _row(entry: Entry, run: Run, memory_rate: float) -> dict[str, Any]:
             "token_s_all": tokens,
             "first_token_s": run.printed["first_token_s"],
             "peak_rss_bytes": run.printed["peak_rss_bytes"],
-            "compact": run.printed.get("compact", False),
+            "bf12": run.printed.get("bf12", False),
             "predicted_token_s": run.printed.get("predicted_token_s"),
         }
     return row

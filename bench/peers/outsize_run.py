@@ -33,8 +33,8 @@ def main() -> None:
         generate(model, clock, options.new_tokens, options.prompt_tokens)
         predicted = model.outsize.plan.predicted
         more = {"predicted_token_s": predicted.token_s, "predicted_first_token_s": predicted.first_token_s}
-        compact = any(item.compact for item in model.outsize.plan.items)
-        print(clock.report("outsize", version("outsize"), ram_bytes=options.ram_bytes, compact=compact, **more))
+        bf12 = any(group.format == "bf12" for group in model.outsize.plan.groups)
+        print(clock.report("outsize", version("outsize"), ram_bytes=options.ram_bytes, bf12=bf12, **more))
 
 
 if __name__ == "__main__":

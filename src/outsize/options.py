@@ -48,7 +48,7 @@ def request_for(  # noqa: PLR0913
     return make_request(
         spec,
         warm="transformers" in sys.modules,
-        compact=are_kernels_compiled(os.environ),
+        bf12=are_kernels_compiled(os.environ),
         context=context,
         batch=batch,
         prompt=prompt,

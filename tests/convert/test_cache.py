@@ -64,7 +64,7 @@ def test_it_runs_from_every_tier_as_the_package_runs_it(
     with outsize.load(source, weights=weights, no_gpu=home != "gpu", weight_limits=limits, context=32) as model:
         torch.testing.assert_close(model(ids).logits, expected)
         assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), tokens)
-        homes = {item.home for item in model.outsize.plan.items}
+        homes = set(model.outsize.plan.homes.values())
     assert {"ram": "ram", "disk": "disk", "gpu": "gpu0"}[home] in homes
 
 

@@ -436,8 +436,8 @@ def test_weights_stored_in_another_type_than_they_run_in(
     packed = [name for name in stored_names(out) if name.endswith("_packed")]
     assert len(packed) == 4 * 6
     planned = outsize.plan(str(source), weights="int4", no_gpu=True)
-    assert sum(item.bytes for item in planned.items) == sum(
-        item.bytes for item in outsize.plan(str(out), weights="int4", no_gpu=True).items
+    assert sum(group.rest_bytes for group in planned.groups) == sum(
+        group.rest_bytes for group in outsize.plan(str(out), weights="int4", no_gpu=True).groups
     )
     ids = torch.arange(5, 13)[None]
     with torch.no_grad(), outsize.load(out, no_gpu=True, context=32) as ours:

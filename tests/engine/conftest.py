@@ -34,7 +34,7 @@ def divided() -> Iterator[None]:
     """Blocks of a few KB are streamed in parts, and single tensors of them kept, as those of a few hundred MB are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("outsize.models.tracing.parts.LEAST_BYTES", 0)
-        patch.setattr("outsize.planner.keeping.LEAST_BYTES", 1)
+        patch.setattr("outsize.planner.fill.LEAST_BYTES", 1)
         yield
 
 

@@ -35,5 +35,5 @@ def load(folder: Path, home: str, monkeypatch: pytest.MonkeyPatch, **more: Any) 
         monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB,64MiB")
     more = {"context": 32, "batch": 2, **more}
     model = outsize.load(folder, no_gpu="gpu0" not in limits, weight_limits=limits, **more)
-    assert {item.home for item in model.outsize.plan.items} == HOMES[home]
+    assert {group.tier for group in model.outsize.plan.groups} == HOMES[home]
     return model

@@ -39,9 +39,9 @@ import torch
 prompt = torch.arange(3, 3 + options["context"] - 8).repeat(options.get("batch", 1), 1)
 for _ in range(2):
     out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False)
-items = model.outsize.plan.items
+groups = model.outsize.plan.groups
 print(json.dumps({
-    "exit": 0, "peak": status("VmHWM"), "streamed": sum(item.streamed for item in items), "kept": len(items),
+    "exit": 0, "peak": status("VmHWM"), "streamed": sum(group.streamed for group in groups), "kept": len(groups),
     "read": model.outsize.stats.bytes_read,
 }))
 """

@@ -118,7 +118,7 @@ def test_no_operation_mixes_devices(name: str, homes: str, tmp_path: Path) -> No
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     limits = {tier: int(size * share) for tier, share in SHARES[homes].items()}
     opening = api.prepare(str(folder), context=64, weight_limits=limits)
-    assert any(item.compute.startswith("gpu") for item in opening.plan.items)
+    assert any(group.device.startswith("gpu") for group in opening.plan.groups)
     with without_data():
         model: Any = open_model(opening)
         outputs = passes(model, made.encoder_decoder)
@@ -131,7 +131,7 @@ def test_the_cache_lies_beside_its_block(tmp_path: Path, pretend: None) -> None:
     size = (folder / "model.safetensors").stat().st_size
     limits = {"gpu0": int(size * 0.4), "gpu1": int(size * 0.25), "ram": size}
     opening = api.prepare(str(folder), context=64, weight_limits=limits)
-    computes = [i.compute for i in opening.plan.items if i.module.startswith("model.layers.")]
+    computes = [d for name, d in opening.plan.devices.items() if name.startswith("model.layers.")]
     with without_data():
         model: Any = open_model(opening)
         first, _ = passes(model, encoder_decoder=False)

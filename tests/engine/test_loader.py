@@ -44,10 +44,10 @@ def same(ours: Any, theirs: Any, **options: Any) -> None:
 
 def test_single_tensors_of_streamed_blocks_stay(folder: Path, theirs: Any) -> None:
     whole = outsize.plan(str(folder), weights="native", context=64, no_gpu=True)
-    block = min(item.bytes for item in whole.items if "layers" in item.module)
+    block = min(group.rest_bytes for group in whole.groups if "layers" in group.module)
     limit = whole.usage["ram"].weights_bytes - 3 * block // 2
     with outsize.load(folder, no_gpu=True, weight_limits={"ram": limit}, context=64) as model:
-        kept = sum(one.file_bytes for item in model.outsize.plan.items for one in item.kept)
+        kept = sum(g.disk_bytes for g in model.outsize.plan.groups if "fills the room" in g.reason)
         assert 0 < kept < block
         same(model, theirs, do_sample=False)
         before = model.outsize.stats
@@ -149,7 +149,7 @@ def test_what_was_decided_and_what_happened(ours: Any) -> None:
     assert handle.stats.open_s > 0
     assert handle.stats.peak_ram_bytes > 2**20
     blocks = sum(b.stored_bytes for b in handle.spec.blocks)
-    if any(item.home == "disk" for item in handle.plan.items):
+    if any(group.streamed for group in handle.plan.groups):
         assert handle.stats.bytes_read >= 5 * blocks
 
 

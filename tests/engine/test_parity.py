@@ -112,7 +112,7 @@ def test_the_facts_about_an_architecture(case: Case) -> None:
     assert spec.weight_bytes == sum(t.nbytes for t in folder.tensors)
     assert spec.parameters == case.parameters
     plan = plan_one(spec, parse_machine("2x-titan-rtx"), make_request(spec, context=32))
-    assert sum(item.bytes for item in plan.items) == spec.weight_bytes
+    assert sum(group.rest_bytes for group in plan.groups) == spec.weight_bytes
     assert len(spec.blocks) >= 3
     runtime = str(case.arch.dtype).removeprefix("torch.")
     assert all(t.runtime == runtime for m in spec.blocks for t in m.tensors if t.matmul)

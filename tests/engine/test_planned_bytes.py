@@ -41,8 +41,8 @@ def check_run(folder: Path, spec: ModelSpec) -> None:
     with outsize.load(folder, no_gpu=True, context=32) as model:
         ids = torch.arange(5, 10)[None]
         model(input_ids=ids, **({"decoder_input_ids": ids} if spec.encoder_decoder else {}))
-        ram = sum(item.bytes for item in model.outsize.plan.items)
-        assert {item.home for item in model.outsize.plan.items} == {"ram"}
+        ram = sum(group.rest_bytes for group in model.outsize.plan.groups)
+        assert {group.tier for group in model.outsize.plan.groups} == {"ram"}
         assert ram == allocated(model, spec)
 
 
@@ -56,7 +56,7 @@ def test_of_a_native_checkpoint(name: str, weights: Weights, tmp_path: Path) -> 
     assert spec.formats == {weights}
     on_disk, converted = plan_of(native, weights, ram=0), plan_of(spec, "native", ram=0)
     assert on_disk.usage["disk"].weights_bytes == spec.weight_bytes == sum(tensor.nbytes for tensor in copy.tensors)
-    assert [item.bytes for item in on_disk.items] == [item.bytes for item in converted.items]
+    assert [g.rest_bytes for g in on_disk.groups] == [g.rest_bytes for g in converted.groups]
     assert (on_disk.ring_slots, on_disk.ring_slot_bytes) == (converted.ring_slots, converted.ring_slot_bytes)
     assert on_disk.predicted == converted.predicted
     resident = sum(footprint.resident_bytes(module, weights) for module in native.modules)

@@ -167,16 +167,14 @@ def test_planned_bytes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with load(folder, "disk", monkeypatch) as model:
         logits(model)
         plan = model.outsize.plan
-        streamed = sum(item.bytes for item in plan.items if item.streamed)
-        assert streamed == sum(
-            footprint.rest_bytes(m, "native") for m, i in zip(spec.modules, plan.items, strict=True) if i.streamed
-        )
-        assert plan.ring_slot_bytes == max(
-            footprint.slot_bytes(m, "native") for m, i in zip(spec.modules, plan.items, strict=True) if i.streamed
-        )
+        passing = {group.module for group in plan.groups if group.streamed}
+        streamed = [module for module in spec.modules if module.name in passing]
+        read = sum(group.rest_bytes for group in plan.groups if group.streamed)
+        assert read == sum(footprint.rest_bytes(module, "native") for module in streamed)
+        assert plan.ring_slot_bytes == max(footprint.slot_bytes(module, "native") for module in streamed)
     with load(folder, "ram", monkeypatch) as model:
         logits(model)
-        assert sum(item.bytes for item in model.outsize.plan.items) == sum(p.nbytes for p in model.parameters())
+        assert sum(group.rest_bytes for group in model.outsize.plan.groups) == sum(p.nbytes for p in model.parameters())
         assert all(p.is_contiguous() for p in model.parameters())
 
 

@@ -37,7 +37,7 @@ def plan_of(spec, *, weights=None, gpus=(), **request):
 def test_room_is_what_weights_ring_and_process_leave(weights):
     plan = plan_of(SPEC, weights=weights)
     usage = plan.usage["ram"]
-    rest = usage.weights_bytes + usage.ring_bytes + footprint.ram_overhead_bytes(SPEC, machine(8 * GIB), 0)
+    rest = usage.weights_bytes + usage.ring_bytes + footprint.ram_overhead_bytes(SPEC, 0)
     ((tier, room),) = room_of(SPEC, plan).tiers
     rest += int(1.25 * kept_rows_bytes(plan))
     slack = sum(footprint.slack_bytes(module, "native") for module in SPEC.modules)
@@ -61,7 +61,7 @@ def test_rows_that_are_kept_leave_room():
 
 def test_every_tier_that_computes_has_its_room():
     plan = plan_of(SPEC, weights=0, gpus=(6 * MIB,))
-    assert dict(room_of(SPEC, plan).tiers).keys() == {item.compute for item in plan.items}
+    assert dict(room_of(SPEC, plan).tiers).keys() == {group.device for group in plan.groups}
     assert any(tier == "gpu0" for tier, _ in room_of(SPEC, plan).tiers)
 
 

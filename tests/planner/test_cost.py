@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from planner.shapes import GIB, block, decoder, encoder_decoder, gpu, machine
 
+from outsize.machine import rates
 from outsize.machine.machine import Device
 from outsize.planner import cost
 
@@ -16,8 +17,8 @@ def test_a_measured_matmul_rate_is_used_and_a_missing_one_is_a_share_of_the_memo
     assert cost.decode_rate(measured, "float16") == 42e9
     assert cost.decode_rate(measured, "float32") == pytest.approx(90e9)
     assert cost.decode_rate(RAM, "float64") == pytest.approx(31e9)
-    assert cost.decode_rate(gpu(0, GIB, rate=1e12), "float16") == pytest.approx(0.9e12)
-    assert cost.decode_rate(gpu(0, GIB, rate=1e12), "int4") == pytest.approx(0.03e12)
+    assert cost.decode_rate(gpu(0, GIB, rate=1e12), "float16") == pytest.approx(0.8e12)
+    assert cost.decode_rate(gpu(0, GIB, rate=1e12), "int4") == pytest.approx(0.35e12)
     assert cost.decode_rate(gpu(0, GIB, rate=1e11, emulated=True), "float16") == pytest.approx(90e9)
 
 
@@ -59,18 +60,18 @@ def test_a_block_is_bound_by_memory_for_one_token_and_by_multiplying_for_many():
     work = cost.module_work(spec, spec.modules[1], "native")
     device = replace(RAM, matmul_bytes_per_s={"bfloat16": 50e9}, flops={"bfloat16": 1e12})
     one = cost.compute_s(work, device, 1, 0)
-    assert one == pytest.approx(work.bytes / 50e9 + cost.BLOCK_OPERATIONS_S)
+    assert one == pytest.approx(work.bytes / 50e9 + rates.BLOCK_OPERATIONS_S)
     many = cost.compute_s(work, device, 1000, 0)
-    assert many == pytest.approx(2 * work.parts[0][2] * 1000 / 1e12 + cost.BLOCK_OPERATIONS_S)
+    assert many == pytest.approx(2 * work.parts[0][2] * 1000 / 1e12 + rates.BLOCK_OPERATIONS_S)
     assert cost.compute_s(work, device, 1, 10**9) == pytest.approx(one + 3e9 / 100e9)
 
 
 def test_on_a_gpu_small_operations_overlap():
     spec = decoder(1, 64)
     work = cost.module_work(spec, spec.modules[1], "native")
-    assert cost.compute_s(work, gpu(0, GIB), 1, 0) == cost.BLOCK_OPERATIONS_S
+    assert cost.compute_s(work, gpu(0, GIB), 1, 0) == rates.BLOCK_OPERATIONS_S
     head = cost.module_work(spec, spec.modules[-1], "native")
-    assert cost.compute_s(head, gpu(0, GIB), 1, 0) < cost.BLOCK_OPERATIONS_S
+    assert cost.compute_s(head, gpu(0, GIB), 1, 0) < rates.BLOCK_OPERATIONS_S
 
 
 def test_loading_takes_the_slower_of_drive_and_link():
@@ -86,7 +87,7 @@ def test_converting_reads_and_writes():
 
 def test_hops_count_the_way_back():
     assert cost.hops_s(["ram", "ram"]) == 0
-    assert cost.hops_s(["ram", "gpu0", "gpu0", "gpu1"]) == pytest.approx(3 * cost.HOP_S)
+    assert cost.hops_s(["ram", "gpu0", "gpu0", "gpu1"]) == pytest.approx(3 * rates.HOP_S)
 
 
 def test_blocks_are_made_for_every_type():

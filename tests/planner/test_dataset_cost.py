@@ -10,6 +10,7 @@ from outsize.planner.batches import Shape
 from outsize.planner.dataset_cost import Dataset, predict_dataset, predict_shapes, shapes_of
 from outsize.planner.plan import Request
 from outsize.planner.planner import plan_one
+from outsize.planner.sweep_cost import SweepCost, Turn
 
 MEASURED = WorkspaceSpec(base=0, linear=40 * 512, square=0.0)
 SPEC = replace(decoder(blocks=6, hidden=512, vocab=1000), workspace=MEASURED, resting=MEASURED)
@@ -92,11 +93,17 @@ def test_the_first_step_computes_prompts_and_every_other_one_token_of_each():
     assert seconds(Shape(4, 100, scored=400)) > 1.01 * seconds(Shape(4, 100, scored=4))
 
 
-def test_two_stacks_and_compact_weights():
+def test_two_stacks_and_bf12_weights():
     spec = encoder_decoder()
     here, plan = planned(spec, weights=0)
     assert predict_dataset(spec, here, plan, Dataset((20,) * 5, new_tokens=4)).sweeps == 4
+    # In a sweep that some begin in and others go on in, the encoder computes for those that begin.
+    model = SweepCost(spec, here, plan.weights, plan.groups, plan.ring_slots)
+    begins = Turn(1, 20, 0, 1, first=True)
+    goes_on = Turn(1, 1, 2, 1, encoded=20)
+    assert model.sweep_s([goes_on]) < model.sweep_s([begins]) < model.sweep_s([begins, goes_on])
     here, plan = planned()
-    made = replace(plan, items=tuple(replace(item, compact=item.module.startswith("layers")) for item in plan.items))
+    blocks = [group for group in plan.groups if group.module.startswith("layers")]
+    made = replace(plan, groups=tuple(replace(g, format="bf12") if g in blocks else g for g in plan.groups))
     data = Dataset((20,) * 5)
     assert predict_dataset(SPEC, here, made, data).seconds > predict_dataset(SPEC, here, plan, data).seconds

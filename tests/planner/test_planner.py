@@ -14,7 +14,7 @@ TWO_GPUS = machine(64 * GIB, gpu(0, 24 * GIB), gpu(1, 24 * GIB), ram_rate=90e9)
 
 
 def homes(plan):
-    return Counter(item.home for item in plan.items)
+    return Counter(plan.homes.values())
 
 
 def checked(spec, here, request, plan):
@@ -22,26 +22,27 @@ def checked(spec, here, request, plan):
     assert plan.fits
     assert plan.shortfall_bytes == 0
     assert plan.remedies == ()
-    assert [item.module for item in plan.items] == [module.name for module in spec.modules]
+    assert list(dict.fromkeys(group.module for group in plan.groups)) == [module.name for module in spec.modules]
+    for module in spec.modules:  # every tensor in one group
+        held = [name for group in plan.groups if group.module == module.name for name in group.tensors]
+        assert sorted(held) == sorted(tensor.name for tensor in module.tensors)
     for tier, usage in plan.usage.items():
         assert usage.total_bytes <= usage.capacity_bytes, tier
-        kept = [one for item in plan.items for one in item.kept]
-        elsewhere = {"ram": sum(one.ram_bytes for one in kept), "disk": -sum(one.file_bytes for one in kept)}.get(
-            tier, 0
-        )
-        assert usage.weights_bytes == elsewhere + sum(item.bytes for item in plan.items if item.home == tier)
+        assert usage.weights_bytes == sum(group.rest_bytes for group in plan.groups if group.tier == tier)
     ring = plan.ring_slots * plan.ring_slot_bytes
     assert plan.usage["ram"].ring_bytes == ring
     # What is on its way to a GPU passes the ring too.
-    assert bool(ring) == any(item.streamed or item.home.startswith("gpu") for item in plan.items)
+    assert bool(ring) == any(group.buffer_bytes for group in plan.groups)
+    assert all(group.buffer_bytes <= plan.ring_slot_bytes for group in plan.groups)
     if request.ram_budget is not None:
         assert plan.usage["ram"].total_bytes <= request.ram_budget
     assert plan.predicted.token_s >= plan.predicted.disk_bytes_per_token / here.disk.bytes_per_s
-    assert plan.predicted.first_token_s >= sum(i.bytes for i in plan.items if not i.rows) / here.disk.bytes_per_s
-    for item in plan.items:
-        assert item.compute == ("ram" if item.home == "disk" else item.home)
-        assert item.reason
-        assert not (item.rows and item.streamed)
+    read = sum(group.disk_bytes for group in plan.groups if group.residency != "cached")
+    assert plan.predicted.first_token_s >= read / here.disk.bytes_per_s
+    for group in plan.groups:
+        assert group.device == ("ram" if group.tier == "disk" else group.tier)
+        assert group.reason
+        assert (group.tier == "disk") == (group.residency != "resident")
     return plan
 
 
@@ -79,7 +80,7 @@ def test_a_slow_matmul_is_told_from_a_slow_memory():
 def test_a_gpu_that_holds_all_computes_all():
     for spec in (decoder(4), encoder_decoder(4)):
         plan = plan_one(spec, TWO_GPUS, Request(context=128))
-        used = {item.home for item in plan.items if "embed" not in item.module}
+        used = {group.tier for group in plan.groups if "embed" not in group.module}
         assert len(used) == 1
         assert used <= {"gpu0", "gpu1"}
         assert plan.predicted.bottleneck.endswith(" memory")
@@ -104,10 +105,10 @@ def test_an_encoder_is_streamed_before_the_decoder_and_costs_nothing_per_token()
     spec = encoder_decoder(12, 1024, 32128)
     tight = plan_one(spec, machine(4 * GIB), make_request(spec, context=128, ram_budget=1650 * MIB))
     assert tight.fits
-    out = {item.module.split(".")[0] for item in tight.items if item.streamed}
+    out = {group.module.split(".")[0] for group in tight.groups if group.streamed}
     assert out == {"encoder"}
     assert tight.predicted.disk_bytes_per_token == 0
-    assert any("prompt only" in item.reason for item in tight.items)
+    assert any("prompt only" in group.reason for group in tight.groups)
 
 
 def test_a_limit_of_nothing_in_ram_puts_everything_on_disk():
@@ -115,7 +116,7 @@ def test_a_limit_of_nothing_in_ram_puts_everything_on_disk():
     plan = plan_one(spec, machine(4 * GIB), make_request(spec, weight_limits=(("ram", 0),)))
     assert set(homes(plan)) == {"disk"}
     assert plan.usage["ram"].weights_bytes == 0
-    assert [item.module for item in plan.items if item.rows] == ["embed"]
+    assert [group.module for group in plan.groups if group.residency == "cached"] == ["embed"]
     assert plan.ring_slots >= 2
 
 
@@ -224,10 +225,10 @@ def test_reasons_tell_rooms_from_rates():
     spec = decoder(12, 2048, 60000, tied=True)
     here = machine(4 * GIB, gpu(0, 2 * GIB, free=900 * MIB))
     plan = plan_one(spec, here, make_request(spec, context=128, ram_budget=1300 * MIB))
-    texts = " ".join({item.reason for item in plan.items})
+    texts = " ".join({group.reason for group in plan.groups})
     for word in ("672.0 GB/s", "tied to head", "small", "no GPU has room", "every sweep"):
         assert word in texts
     alone = plan_one(spec, machine(8 * GIB), make_request(spec, weight_limits=(("ram", 0),)))
-    assert any("not even small ones" in item.reason for item in alone.items)
+    assert any("not even small ones" in group.reason for group in alone.groups)
     rows = plan_one(decoder(6, 512, 90000), machine(8 * GIB), Request(context=64))
-    assert "room to keep it" in rows.items[0].reason
+    assert "room to keep it" in rows.groups[0].reason

@@ -24,7 +24,7 @@ def test_every_prediction_is_below_the_published_time_and_above_physics(check):
         plan = check.plan_of(row)
         assert plan.fits
         assert plan.predicted.token_s <= row.token_s, row
-        resident = sum(item.bytes for item in plan.items if item.home.startswith("gpu"))
+        resident = sum(group.rest_bytes for group in plan.groups if group.tier.startswith("gpu"))
         assert plan.predicted.token_s >= resident / 672e9
         assert plan.predicted.token_s >= plan.predicted.disk_bytes_per_token / 3e9
 

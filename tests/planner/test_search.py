@@ -7,18 +7,20 @@ from random import Random
 import pytest
 from planner.shapes import GIB, MIB, decoder, gpu, machine
 
+from outsize.planner.fill import fill
 from outsize.planner.footprint import PROCESS_BYTES
-from outsize.planner.keeping import keep_tensors, without
+from outsize.planner.groups import groups_of
 from outsize.planner.placement import computing
 from outsize.planner.planner import make_request
-from outsize.planner.prediction import token_s as whole_token_s
 from outsize.planner.problem import make_problem
 from outsize.planner.search import fastest, smallest
+from outsize.planner.sweep_cost import SweepCost
 
 
 def token_s(problem, homes, slots):
     """Seconds of a token where the room that is left holds single tensors."""
-    return whole_token_s(without(problem, keep_tensors(problem, homes, slots)), homes, slots)
+    groups = groups_of(problem, homes, fill(problem, homes, slots))
+    return SweepCost(problem.spec, problem.machine, problem.weights, groups, slots).token_s(problem.request)
 
 
 def instance(seed, blocks):
@@ -55,7 +57,7 @@ def within(problem, homes, slots):
 def best_of_all(problem):
     names = [tier.name for tier in problem.gpus]
     options = [
-        ("ram",) if u.kind == "small" else ("ram", "disk") if u.rows else (*names, "ram", "disk") for u in problem.units
+        ("ram", "disk") if u.rows else ("ram",) if u.kind == "small" else (*names, "ram", "disk") for u in problem.units
     ]
     seconds = [
         token_s(problem, homes, slots)
@@ -67,24 +69,23 @@ def best_of_all(problem):
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_the_search_is_within_three_percent_of_the_best_there_is(seed):
+def test_the_search_is_within_two_percent_of_the_best_there_is(seed):
     problem = instance(seed, 4 + seed % 2)
     best, found = best_of_all(problem), fastest(problem)
     assert (best is None) == (found is None)
     if best is not None:
-        homes, slots = found
-        assert within(problem, homes, slots)
-        assert token_s(problem, homes, slots) <= 1.03 * best
+        assert within(problem, found.homes, found.slots)
+        assert token_s(problem, found.homes, found.slots) <= 1.02 * best
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 104))
-def test_the_search_is_within_three_percent_of_the_best_there_is_for_seven_blocks(seed):
+def test_the_search_is_within_two_percent_of_the_best_there_is_for_seven_blocks(seed):
     problem = instance(seed, 7)
     best, found = best_of_all(problem), fastest(problem)
     assert (best is None) == (found is None)
     if best is not None:
-        assert token_s(problem, *found) <= 1.03 * best
+        assert token_s(problem, found.homes, found.slots) <= 1.02 * best
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -92,10 +93,12 @@ def test_the_least_room_is_the_least(tied):
     spec = decoder(6, 512, 30000, tied=tied)
     problem = make_problem(spec, machine(GIB), make_request(spec, ram_budget=1), "native")
     assert fastest(problem) is None
-    homes, slots = smallest(problem)
+    found = smallest(problem)
+    homes, slots = found.homes, found.slots
     room = problem.ram.room
     need = sum(u.resident_bytes for u, home in zip(problem.units, homes, strict=True) if home == "ram")
-    need += slots * max((u.slot_bytes for u, h in zip(problem.units, homes, strict=True) if h == "disk"), default=0)
+    streamed = [u for u, home in zip(problem.units, homes, strict=True) if home == "disk" and not u.rows]
+    need += slots * max((u.slot_bytes for u in streamed), default=0)
     need += sum(u.kv_bytes for u in problem.units)
     assert need > room
     for spare, fits in ((0, True), (-MIB, False)):
@@ -108,6 +111,14 @@ def test_a_third_slot_is_taken_where_it_pays():
     spec = decoder(8, 1024, 1000, inners=[512, 512, 512, 16384, 512, 512, 512, 16384])
     request = make_request(spec, context=64, weight_limits=(("ram", 40 * MIB),))
     problem = make_problem(spec, machine(8 * GIB, ram_rate=8e9, disk_rate=3e9), request, "native")
-    homes, slots = fastest(problem)
-    assert slots > 2
-    assert token_s(problem, homes, slots) < token_s(problem, homes, 2)
+    found = fastest(problem)
+    assert found.slots > 2
+    assert token_s(problem, found.homes, found.slots) < token_s(problem, found.homes, 2)
+
+
+def test_many_gpus_are_used_in_any_number():
+    spec = decoder(24, 1024, 1000)
+    gpus = [gpu(index, GIB, free=60 * MIB, rate=400e9, emulated=True) for index in range(8)]
+    problem = make_problem(spec, machine(8 * GIB, *gpus), make_request(spec, context=64), "native")
+    found = fastest(problem)
+    assert {home for home in found.homes if home.startswith("gpu")} == {f"gpu{index}" for index in range(8)}

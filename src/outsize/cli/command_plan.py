@@ -17,9 +17,10 @@ from outsize.machine.machine import Machine
 from outsize.models.resolve import resolve_spec
 from outsize.models.spec import ModelSpec
 from outsize.options import drop_gpus, request_for
-from outsize.planner.plan import Item, Plan
+from outsize.planner.plan import Plan
 from outsize.planner.plan_json import plans_to_json
 from outsize.planner.planner import choose, plan_all
+from outsize.planner.weight_group import WeightGroup
 from outsize.sizes import format_rate, format_size
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def table(machine: Machine, plans: Sequence[Plan], best: int) -> list[str]:
 
 def assumed(machine: Machine, plan: Plan) -> bool:
     """Whether a rate that nobody measured went into the plan's seconds. The disk is read in any case, to load."""
-    used = {item.compute for item in plan.items} | {"disk"}
+    used = {group.device for group in plan.groups} | {"disk"}
     return any(device.assumed for device in machine.devices if device.name in used)
 
 
@@ -180,14 +181,15 @@ def notes(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
 
 def explain(spec: ModelSpec, plan: Plan) -> list[str]:
     """Why every module rests where it does, equal reasons together."""
-    groups: dict[tuple[str, str, str], list[Item]] = {}
-    for item in plan.items:
-        groups.setdefault((item.home, item.compute, item.reason), []).append(item)
+    groups: dict[tuple[str, str, str], list[WeightGroup]] = {}
+    for group in plan.groups:
+        groups.setdefault((group.tier, group.device, group.reason), []).append(group)
     return [
         f"  {home}{'' if home == compute else f', computed in {compute}'}: "
-        f"{', '.join(merged([item.module for item in items]))} ({format_size(sum(item.bytes for item in items))})\n"
+        f"{', '.join(merged(list(dict.fromkeys(group.module for group in alike))))} "
+        f"({format_size(sum(group.rest_bytes for group in alike))})\n"
         f"      {reason}"
-        for (home, compute, reason), items in groups.items()
+        for (home, compute, reason), alike in groups.items()
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outsize.models.spec import ModelSpec
-from outsize.planner.plan import Item, Plan
+from outsize.planner.plan import Plan
 
 GLYPHS = {"ram": ("▆", "R"), "disk": ("░", "d")}
 ROWS = ("·", ".")  # looked up on disk, row by row
@@ -11,7 +11,7 @@ ROWS = ("·", ".")  # looked up on disk, row by row
 
 def layers(spec: ModelSpec, plan: Plan, *, unicode: bool = True) -> str:
     """``embedding | blocks | head`` with a glyph for each module's home, and how many blocks rest where."""
-    marks = [_mark(item, unicode=unicode) for item in plan.items]
+    marks = [_mark(plan, module.name, unicode=unicode) for module in spec.modules]
     roles = [module.role for module in spec.modules]
     first = roles.index("block") if "block" in roles else len(roles)
     last = len(roles) - 1 - roles[::-1].index("block") if "block" in roles else len(roles) - 1
@@ -22,17 +22,18 @@ def layers(spec: ModelSpec, plan: Plan, *, unicode: bool = True) -> str:
 def legend(spec: ModelSpec, plan: Plan, *, unicode: bool = True) -> str:
     """What the glyphs mean, and how many blocks each stands for."""
     homes: dict[str, int] = {}
-    for module, item in zip(spec.modules, plan.items, strict=True):
-        if module.role == "block":
-            homes[item.home] = homes.get(item.home, 0) + 1
+    for module in spec.blocks:
+        home = plan.homes[module.name]
+        homes[home] = homes.get(home, 0) + 1
     words = [f"{_glyph(home, unicode=unicode)} {home}: {count} blocks" for home, count in homes.items()]
-    if any(item.rows for item in plan.items):
+    if any(group.residency == "cached" for group in plan.groups):
         words.append(f"{ROWS[0 if unicode else 1]} rows on disk")
     return ", ".join(words)
 
 
-def _mark(item: Item, *, unicode: bool) -> str:
-    return ROWS[0 if unicode else 1] if item.rows else _glyph(item.home, unicode=unicode)
+def _mark(plan: Plan, module: str, *, unicode: bool) -> str:
+    looked_up = any(group.residency == "cached" for group in plan.groups if group.module == module)
+    return ROWS[0 if unicode else 1] if looked_up else _glyph(plan.homes[module], unicode=unicode)
 
 
 def _glyph(home: str, *, unicode: bool) -> str:

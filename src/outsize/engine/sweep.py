@@ -20,7 +20,7 @@ from outsize.engine.logits import lay_out_rows
 from outsize.errors import DamagedModel
 from outsize.models.spec import ModelSpec
 from outsize.models.tracing.units import Unit, submodels
-from outsize.planner.footprint import is_compactable
+from outsize.planner.footprint import has_bf12
 from outsize.planner.plan import Plan
 from outsize.planner.weight_group import WeightGroup
 from outsize.store.embedding import RowReader
@@ -282,7 +282,7 @@ def layers_of(
         tied_lookups = tuple(m for m in unit.modules[1:] if is_lookup(m))
         looked_up = unit.modules if not mine else tied_lookups if streamed else ()
         bind_rows(unit, looked_up, rows)
-        encoded = frozenset(t.name for t in module.tensors if is_compactable(module, t, plan.weights))
+        encoded = frozenset(t.name for t in module.tensors if has_bf12(module, t, plan.weights))
         by_name = {weight.name: weight for weight in unit.weights}
         bound = []
         for place, group, layout in mine:

@@ -45,12 +45,46 @@ CPU_FLOPS = {
 }
 
 # GPUs: what one-row matmuls get of the HBM or GDDR rate, large matmuls of the sheet's FLOP rate, pinned copies of the
-# link's (PCIe 3.0 x16: 12 of 15.75 GB/s). Packed weights are unpacked on the GPU for every use, by operations of torch
-# that read and write some 11 bytes for each of 8 bits and 16 for each of 4: 11 and 32 times the bytes of the weights.
-GPU_MATMUL_SHARE = {"bfloat16": 0.8, "float16": 0.8, "float32": 0.8, "int8": 0.8 / 11, "int4": 0.8 / 32}
+# link's (PCIe 3.0 x16: 12 of 15.75 GB/s). Packed weights: assumed for cards with up to 1 TB/s, whose memory the kernels
+# keep busy with 8 (int8) and 6 (int4) GB/s for each multiprocessor. Those were measured on an H200.
+GPU_MATMUL_SHARE = {"bfloat16": 0.8, "float16": 0.8, "float32": 0.8, "int8": 0.5, "int4": 0.35}
+GPU_SHARE_OTHERS = 0.8
 GPU_FLOPS_SHARE = 0.5
 LINK_SHARE = 0.76
 PCIE_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}  # bytes per second, by generation
+
+# --- what the cost model assumes where a machine states no rate ---
+
+# Share of the memory rate that a one-row matmul reaches, where the machine says nothing. CPU: the compiled kernels at
+# 44 to 50 of 45 to 50 GB/s (4096 x 16384, two threads); torch alone would reach 0.31 of it in bfloat16, 0.78 in float16
+# and 0.47 in float32, and unpack what is packed for every use.
+CPU_SHARE = {"bf12": 0.6, "bfloat16": 0.9, "float16": 0.9, "float32": 0.9, "int8": 0.9, "int4": 0.9}
+CPU_SHARE_OTHERS = 0.31
+# Floating-point operations per byte of memory rate, where nobody says how fast a device multiplies: the low end of what
+# CPUs with vector units (350 GFLOP/s beside 45 GB/s) and GPUs with matrix units (130 TFLOP/s beside 672 GB/s) do.
+CPU_FLOPS_PER_BYTE = 4.0
+GPU_FLOPS_PER_BYTE = 60.0
+# transformers' small operations in one block: 20 ms for 32 blocks beside 100 ms of kernels on a CPU. On a GPU they are
+# launches, which overlap with what was launched before.
+BLOCK_OPERATIONS_S = 0.6e-3
+# From the start of a load until the first block can compute, reading going on meanwhile: importing torch and
+# transformers and building the model on `meta`, or building alone in a process that has them. Assumed: 3 to 6 s were
+# seen on two cores with warm files, 8 s and more from a cold disk; building alone 0.5 to 0.9 s.
+COLD_START_S = 4.5
+WARM_START_S = 0.5
+# Bringing bfloat16 weights into the 12-bit form on two cores. Assumed.
+ENCODE_BYTES_PER_S = 3e9
+# From the last byte of a streamed part to the thread that computes with it: Python's threads change hands within 5 ms.
+# 2.0 to 3.0 ms were seen with the bundled model's parts of 0.4 MB on two cores; larger ones hide it behind reading.
+HANDOVER_S = 2.5e-3
+# Sampling and the generation loop, once a token.
+TOKEN_OPERATIONS_S = 2e-3
+# One hop of a token's hidden state from a device to another: a launch, a copy of some KiB, a wait.
+HOP_S = 50e-6
+# A look-up of a few rows of an embedding on the drive: one random direct read.
+ROW_READ_S = 0.2e-3
+# Times that decode touches the cache: a growing cache is read and written anew, then read by attention.
+KV_TRAFFIC = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ rests beside each block. Only one micro-batch computes at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from outsize.models.dtypes import dtype_bytes
@@ -73,7 +73,7 @@ def room_of(spec: ModelSpec, plan: Plan) -> Room:
     """
     fixed = spec.buffer_bytes + footprint.unpacked_bytes(spec, plan.weights)
     tiers = []
-    for tier in dict.fromkeys(item.compute for item in plan.items):
+    for tier in dict.fromkeys(group.device for group in plan.groups):
         usage = plan.usage[tier]
         left = usage.capacity_bytes - usage.weights_bytes - usage.ring_bytes - usage.overhead_bytes - fixed
         if tier == "ram":
@@ -87,7 +87,11 @@ def kept_rows_bytes(plan: Plan) -> int:
     """Bytes of rows to keep of embeddings that are looked up on disk: all, 64 MiB, or an eighth of RAM's room."""
     usage = plan.usage["ram"]
     left = max(usage.capacity_bytes - usage.total_bytes + usage.kv_bytes + usage.workspace_bytes, 0)
-    return min(sum(item.bytes for item in plan.items if item.rows), ROWS_BYTES, int(ROWS_SHARE * left))
+    return min(
+        sum(group.rest_bytes for group in plan.groups if group.residency == "cached"),
+        ROWS_BYTES,
+        int(ROWS_SHARE * left),
+    )
 
 
 def peak_bytes(spec: ModelSpec, tokens: int) -> int:
@@ -111,18 +115,20 @@ def cache_bytes(spec: ModelSpec, plan: Plan, shape: Shape, tier: str) -> int:
     if not shape.cached:
         return 0
     own = 1 + shape.new_tokens if spec.encoder_decoder else shape.tokens + shape.new_tokens
-    sizes = [
-        module.cache.bytes_for(own, encoder_tokens=shape.tokens) if item.compute == tier else 0
-        for module, item in zip(spec.modules, plan.items, strict=True)
-    ]
-    return shape.rows * (_run(plan, sizes) if shape.lent else sum(sizes))
+    devices = plan.devices
+    sizes = {
+        module.name: module.cache.bytes_for(own, encoder_tokens=shape.tokens) if devices[module.name] == tier else 0
+        for module in spec.modules
+    }
+    return shape.rows * (_run(plan, sizes) if shape.lent else sum(sizes.values()))
 
 
-def _run(plan: Plan, sizes: Sequence[int]) -> int:
-    """The largest sum over modules that compute without a wait between them: a streamed one and those behind it."""
+def _run(plan: Plan, sizes: Mapping[str, int]) -> int:
+    """The largest sum over modules that compute without a wait between them: a streamed one and those after it."""
+    streamed = {group.module for group in plan.groups if group.streamed}
     most = now = 0
-    for item, size in zip(plan.items, sizes, strict=True):
-        now = size if item.streamed else now + size
+    for module, size in sizes.items():
+        now = size if module in streamed else now + size
         most = max(most, now)
     return most
 
@@ -152,7 +158,7 @@ def _logit_bytes(spec: ModelSpec) -> int:
 def burden_of(spec: ModelSpec, plan: Plan, shape: Shape) -> Burden:
     """What a micro-batch takes: hidden states on every tier, for they pass them all, and the cache of its blocks."""
     hidden = shape.rows * resting_bytes(spec, shape.tokens)
-    tiers = dict.fromkeys(item.compute for item in plan.items)
+    tiers = dict.fromkeys(group.device for group in plan.groups)
     resting = tuple((tier, hidden + cache_bytes(spec, plan, shape, tier)) for tier in tiers)
     return Burden(resting, workspace_bytes(spec, shape))
 

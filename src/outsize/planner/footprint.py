@@ -14,7 +14,7 @@ from outsize.planner.plan import Request, Weights
 MIB = 1024**2
 PAGE = 4096  # direct reads start and end on these boundaries
 BITS = {"int8": 8, "int4": 4}
-COMPACT_SHARE = 0.9  # of its bytes: a compact form that saves less is not worth making
+BF12_SHARE = 0.9  # of its bytes: a 12-bit form that saves less is not worth making
 # Most bytes that multiplying with a packed weight takes at a time to unpack it, temporaries included: kernels that
 # multiply many rows, and those in plain torch, unpack tiles of it, as many rows as fit. No weight takes more than all
 # of its elements do, in float32 and with two temporaries of that size.
@@ -84,27 +84,27 @@ def resident_bytes(module: ModuleSpec, weights: Weights) -> int:
     return sum(tensor_resident_bytes(module, t, weights) for t in module.tensors)
 
 
-def is_compactable(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> bool:
+def has_bf12(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> bool:
     """Whether RAM may hold the tensor in 12 bits an element: bfloat16 weights of Linear layers inside blocks."""
     if module.role != "block" or not tensor.matmul or packing_of(module, tensor, weights) is not None:
         return False
     if tensor.stored != "bfloat16" or tensor.runtime != "bfloat16" or tensor.shape[-1] > MOST_INPUTS:
         return False
-    return bf12_bytes(*tensor.shape) < COMPACT_SHARE * tensor.runtime_bytes
+    return bf12_bytes(*tensor.shape) < BF12_SHARE * tensor.runtime_bytes
 
 
-def forms(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> tuple[int, int, int]:
-    """Bytes of a tensor in the files, in RAM, and in RAM where that is held in the compact form."""
-    rest = tensor_rest_bytes(module, tensor, weights)
+def forms(module: ModuleSpec, tensor: TensorSpec, weights: Weights, *, bf12: bool = False) -> tuple[int, int, int]:
+    """Bytes of a tensor in the files, in RAM and on a GPU. ``bf12``: in RAM in 12 bits, where it has that form."""
     held = tensor_resident_bytes(module, tensor, weights)
-    return rest, held, bf12_bytes(*tensor.shape) if is_compactable(module, tensor, weights) else held
+    encoded = bf12 and has_bf12(module, tensor, weights)
+    return tensor_rest_bytes(module, tensor, weights), bf12_bytes(*tensor.shape) if encoded else held, held
 
 
-def compact_bytes(module: ModuleSpec, weights: Weights) -> int | None:
-    """Bytes of a module in RAM with all in the compact form that has one; None where nothing has."""
-    if not any(is_compactable(module, t, weights) for t in module.tensors):
+def bf12_bytes_of(module: ModuleSpec, weights: Weights) -> int | None:
+    """Bytes of a module in RAM with all in 12 bits that has that form; None where nothing has."""
+    if not any(has_bf12(module, t, weights) for t in module.tensors):
         return None
-    return sum(forms(module, t, weights)[2] for t in module.tensors)
+    return sum(forms(module, t, weights, bf12=True)[1] for t in module.tensors)
 
 
 def extent_count(module: ModuleSpec, weights: Weights) -> int:
@@ -169,14 +169,17 @@ def unpacked_bytes(spec: ModelSpec, weights: Weights) -> int:
     return min(UNPACKED_BYTES, UNPACKED_BYTES_PER_ELEMENT * max(packed, default=0))
 
 
-def ram_overhead_bytes(spec: ModelSpec, machine: Machine, workspace: int) -> int:
+def ram_overhead_bytes(spec: ModelSpec, workspace: int) -> int:
     """Bytes of the process that are none of the others: ``420 MiB + 512 x vocabulary + workspace / 2``.
 
-    Python, torch and transformers; the tokenizer; holes in the heap. And staging buffers if a GPU is used.
+    Python, torch and transformers; the tokenizer; holes in the heap. Without the staging buffers of GPUs.
     """
-    staged = any(not gpu.emulated for gpu in machine.gpus)
-    own = PROCESS_BYTES + TOKENIZER_BYTES * spec.vocab_size + int(HEAP_SHARE * workspace)
-    return own + (STAGING_BYTES if staged else 0)
+    return PROCESS_BYTES + TOKENIZER_BYTES * spec.vocab_size + int(HEAP_SHARE * workspace)
+
+
+def staging_bytes(gpu: Device) -> int:
+    """Bytes of RAM that loading weights to a GPU takes, for all GPUs together; an emulated one takes none."""
+    return 0 if gpu.emulated else STAGING_BYTES
 
 
 def gpu_overhead_bytes(gpu: Device) -> int:

@@ -1,59 +1,99 @@
-"""Which module rests where: one assignment for given choices. The planner tries several and keeps the fastest."""
+"""Which module rests where: one assignment for given choices. The search tries several and keeps the fastest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
+from types import MappingProxyType
 from typing import Literal
 
 Kind = Literal["block", "head", "lookup", "small"]
 Start = Literal["first", "last", "largest"]
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBytes:
+    """Bytes of one tensor: as it is read from the files, at rest in RAM, and on a GPU.
+
+    ``key``: of its matmul rate. ``layer``: the place of the first tensor that the same inner module has.
+    """
+
+    file: int
+    ram: int
+    gpu: int
+    key: str = ""
+    matmul: bool = False
+    layer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One module as placement sees it. Units stand in the order of the spec's modules.
+    """One module as the search sees it. Units stand in the order of the spec's modules.
 
     ``kind``: ``small`` are norms and the like; anything else that is neither head nor look-up counts as a block.
-    ``every_token``: false for what decode does not touch, such as an encoder. ``rows``: may be looked up on disk
-    by row. ``made_anew``: in memory it is not as it is in the files, so it passes the ring even where RAM keeps it.
-    ``compact_bytes``: what it takes in RAM in the lossless 12-bit form, if it shall be held in that.
+    ``rest_bytes``: read in a sweep; ``file_bytes``: on disk, with what nobody reads again; ``resident_bytes``: on a
+    GPU, ``ram_bytes``: in RAM, less where it is ``encoded`` there in 12 bits. ``every_token``: false for what decode
+    does not touch, such as an encoder. ``rows``: may be looked up on disk by row. ``copied``: in memory it is not as it
+    is in the files, so it passes through the ring even where RAM keeps it. ``decode_s``: seconds of one token of each
+    sequence, by the tier in which it rests; ``prefill_s``: of the prompts, by the device that computes.
     """
 
     index: int
     kind: Kind
     resident_bytes: int
-    slot_bytes: int
-    kv_bytes: int
+    slot_bytes: int = 0
+    kv_bytes: int = 0
+    ram_bytes: int = 0
+    rest_bytes: int = 0
+    file_bytes: int = 0
+    parts: int = 1
     every_token: bool = True
     rows: bool = False
-    made_anew: bool = False
-    compact_bytes: int | None = None
+    copied: bool = False
+    encoded: bool = False
+    tensors: tuple[TensorBytes, ...] = ()
+    decode_s: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    prefill_s: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
-    @property
-    def ram_bytes(self) -> int:
-        """What it takes where it rests in RAM."""
-        return self.resident_bytes if self.compact_bytes is None else self.compact_bytes
+    def passes_ring(self, home: str) -> bool:
+        """Whether it passes through the ring, at the load or in every sweep."""
+        if home == "disk":
+            return not self.rows
+        return home != "ram" or self.copied or self.encoded
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Room of a device after everything but weights, cache and ring: bytes in all, and of weights at rest."""
+    """Room of a device after everything but weights, cache and ring: bytes in all, and of weights at rest.
+
+    ``staging``: bytes of RAM that the use of a GPU takes, once for all of them.
+    """
 
     name: str
     room: int
     weight_limit: int
+    staging: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What one candidate tries: the head's home, the order in which GPUs are filled and with what first, ring slots."""
+    """What one candidate tries.
+
+    ``devices``: GPUs and ``ram`` in the order in which they are filled; a GPU that is not among them holds nothing.
+    ``start``: which blocks the GPUs take first. ``slots``: of the ring.
+    """
 
     head: str
-    gpus: tuple[str, ...]
+    devices: tuple[str, ...]
     start: Start
     slots: int
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs that may hold weights."""
+        return tuple(name for name in self.devices if name != "ram")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +138,6 @@ def computing(home: str) -> str:
     return home if home.startswith("gpu") else "ram"
 
 
-def passes(unit: Unit, home: str) -> bool:
-    """Whether the unit passes the ring, once at least: on its way to a GPU, or to be made anew in RAM."""
-    return home.startswith("gpu") or (home == "ram" and (unit.made_anew or unit.compact_bytes is not None))
-
-
 def spread(items: Sequence[Unit], count: int) -> set[int]:
     """Indexes of ``count`` of the units, evenly spread: the middle of each of ``count`` equal stretches."""
     return {items[(2 * i + 1) * len(items) // (2 * count)].index for i in range(count)}
@@ -111,36 +146,75 @@ def spread(items: Sequence[Unit], count: int) -> set[int]:
 def place(units: Sequence[Unit], ram: Tier, gpus: Sequence[Tier], choice: Choice) -> tuple[str, ...] | None:
     """The home of every unit, or None where the choice does not fit.
 
-    GPUs hold runs of blocks, so that hops are few; RAM holds what is left, and if it cannot, the fewest blocks that
-    must are streamed from disk, evenly spread between the others. What decode does not touch is streamed first. Norms
-    go where their neighbours compute.
+    The devices are filled in the order of the choice: GPUs with runs of blocks, so that hops are few; GPUs after RAM
+    take only what RAM cannot. What no device holds is streamed from disk: the fewest blocks that must be, evenly spread
+    between the others, and first of all what decode does not touch. Norms go where their neighbours compute.
     """
-    space = Space((ram, *gpus))
+    space = Space((ram, *(gpu for gpu in gpus if gpu.name in choice.gpus)))
+    space.room["ram"] -= max((gpu.staging for gpu in gpus if gpu.name in choice.gpus), default=0)
     small = sum(u.resident_bytes for u in units if follows(u))
-    for gpu in gpus:
-        space.room[gpu.name] -= small  # so that the norms may follow their blocks, at the end
+    for name in choice.gpus:
+        space.room[name] -= small  # so that the norms may follow their blocks, at the end
     homes = place_outside(units, space, choice)
     if homes is None:
         return None
-    blocks = [u for u in units if u.kind == "block"]
-    order = sorted(blocks, key=ORDERS[choice.start])
-    for name in choice.gpus:
-        for unit in order:
-            if unit.index not in homes and space.take(name, unit.resident_bytes, unit.kv_bytes):
-                homes[unit.index] = name
-    rest = [u for u in blocks if u.index not in homes]
-    passing = [u.slot_bytes for u in units if passes(u, homes.get(u.index, "ram")) and u.kind != "lookup"]
-    space.least_slot = max(passing, default=0)
-    streamed = split(rest, [u for u in units if homes.get(u.index) == "disk"], space, choice.slots)
+    order = sorted((u for u in units if u.kind == "block"), key=ORDERS[choice.start])
+    before = choice.devices.index("ram")
+    fill_gpus(order, choice.devices[:before], space, homes)
+    already = [u for u in units if homes.get(u.index) == "disk" and not u.rows]
+    spared = choice.devices[before + 1 :]
+    if spared:
+        take_what_ram_cannot(order, spared, already, space, homes, choice.slots)
+    rest = [u for u in units if u.kind == "block" and u.index not in homes]
+    space.least_slot = least_slot(units, homes)
+    streamed = split(rest, already, space, choice.slots)
     if streamed is None:
         return None
     homes.update({u.index: "disk" if u.index in streamed else "ram" for u in rest})
     for unit in units:
         if unit.kind == "lookup" and unit.rows:
-            keep = not streamed and not unit.made_anew and space.take("ram", unit.ram_bytes)
+            keep = not streamed and not unit.copied and space.take("ram", unit.ram_bytes)
             homes[unit.index] = "ram" if keep else "disk"
     follow(units, homes, space)
     return tuple(homes[u.index] for u in units)
+
+
+def fill_gpus(order: Sequence[Unit], names: Sequence[str], space: Space, homes: dict[int, str]) -> None:
+    """Fill the GPUs, one after the other, with units that have no home yet."""
+    for name in names:
+        for unit in order:
+            if unit.index not in homes and space.take(name, unit.resident_bytes, unit.kv_bytes):
+                homes[unit.index] = name
+
+
+def take_what_ram_cannot(
+    order: Sequence[Unit],
+    names: Sequence[str],
+    already: Sequence[Unit],
+    space: Space,
+    homes: dict[int, str],
+    slots: int,
+) -> None:
+    """Give the GPUs units until the others fit in RAM, from the end of the order."""
+    rest = [u for u in order if u.index not in homes]
+    for name in names:
+        for unit in reversed(order):
+            if unit.index in homes:
+                continue
+            room = space.room["ram"] - sum(u.kv_bytes for u in (*rest, *already))
+            passing = max((u.slot_bytes for u in order if u.passes_ring(homes.get(u.index, "ram"))), default=0)
+            slot = max([passing, *(u.slot_bytes for u in already)])
+            if fits(rest, set(), Bounds(space.weights["ram"], room, slots, slot)):
+                return
+            if space.take(name, unit.resident_bytes, unit.kv_bytes):
+                homes[unit.index] = name
+                rest.remove(unit)
+
+
+def least_slot(units: Sequence[Unit], homes: Mapping[int, str]) -> int:
+    """Bytes of a ring slot for what passes through the ring at the load; all without a home yet come to RAM or disk."""
+    passing = (u.slot_bytes for u in units if u.kind != "lookup" and u.passes_ring(homes.get(u.index, "ram")))
+    return max(passing, default=0)
 
 
 def place_outside(units: Sequence[Unit], space: Space, choice: Choice) -> dict[int, str] | None:

@@ -20,8 +20,8 @@ class Request:
     ``prompt``: tokens of the prompt that the first token waits for. ``ram_budget``: most bytes of resident memory of
     the whole process, None for what the machine has free. ``weight_limits``: most bytes of weights at rest, per tier.
     ``gpu_budgets``: most bytes of each GPU, in order; () for what each has free. ``warm``: the process has imported
-    torch and transformers already, so the first token need not wait for that. ``compact``: bfloat16 weights may be held
-    in RAM in 12 bits, without loss, where that is faster; the compiled kernels can do it.
+    torch and transformers already, so the first token need not wait for that. ``bf12``: bfloat16 weights may be held in
+    RAM in 12 bits, without loss, where that is faster; the compiled kernels can do it.
     """
 
     context: int = 2048
@@ -31,37 +31,7 @@ class Request:
     gpu_budgets: tuple[int, ...] = ()
     weight_limits: tuple[tuple[str, int], ...] = ()
     warm: bool = False
-    compact: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KeptTensor:
-    """A tensor of a streamed module that stays in RAM: its bytes there, and in the files."""
-
-    name: str
-    file_bytes: int
-    ram_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """Where one module rests and where it computes.
-
-    ``home``: gpu0..., ram or disk. ``compute``: gpu0..., or ram for the CPU. ``streamed``: read again in every sweep.
-    ``rows``: an embedding that is looked up on disk row by row, never read whole. ``kept``: tensors of a
-    streamed module that stay in RAM all the same; ``bytes`` counts them too. ``compact``: what of it stays in RAM is
-    held there in 12 bits for 16, without loss.
-    """
-
-    module: str
-    bytes: int
-    home: str
-    compute: str
-    reason: str
-    streamed: bool = False
-    rows: bool = False
-    kept: tuple[KeptTensor, ...] = ()
-    compact: bool = False
+    bf12: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +69,24 @@ class Plan:
     request: Request
     fits: bool
     shortfall_bytes: int
-    items: tuple[Item, ...]  # in the order of the spec's modules
+    groups: tuple[WeightGroup, ...]  # in the order of the sweep
     ring_slots: int
     ring_slot_bytes: int
     usage: Mapping[str, Usage]  # by tier
     predicted: Prediction
     remedies: tuple[str, ...] = ()  # what would fit, where this does not
     file_bytes: int = 0  # of all weights in this format, as the files have them
-    groups: tuple[WeightGroup, ...] = ()  # in the order of the sweep
 
     @property
     def devices(self) -> dict[str, str]:
-        """The device that computes each module, and has its KV cache: that of most of its bytes."""
+        """The device that computes each module, and has its KV cache. Tensors that rest apart are not counted."""
+        return {group.module: group.device for group in self.groups}  # those of the module itself come last
+
+    @property
+    def homes(self) -> dict[str, str]:
+        """The tier in which each module rests, or most of it."""
         held: dict[str, dict[str, int]] = {}
         for group in self.groups:
             mine = held.setdefault(group.module, {})
-            mine[group.device] = mine.get(group.device, 0) + group.disk_bytes
-        return {module: max(mine, key=lambda device: mine[device]) for module, mine in held.items()}
+            mine[group.tier] = mine.get(group.tier, 0) + group.disk_bytes
+        return {module: max(mine, key=lambda tier: mine[tier]) for module, mine in held.items()}

@@ -9,7 +9,8 @@ from typing import Any
 from outsize.machine.describe import machine_summary
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
-from outsize.planner.plan import Item, Plan, Request
+from outsize.planner.plan import Plan, Request
+from outsize.planner.weight_group import WeightGroup
 
 SCHEMA = 1
 
@@ -42,25 +43,28 @@ def model_to_json(spec: ModelSpec) -> dict[str, Any]:
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """One plan: where every module rests and computes and why, bytes per tier, predictions."""
+    """One plan: where every weight group rests and computes and why, bytes per tier, predictions."""
     return {
         "weights": plan.weights,
         "fits": plan.fits,
         "shortfall_bytes": plan.shortfall_bytes,
         "remedies": list(plan.remedies),
-        "placement": [entry for item in plan.items for entry in item_to_json(item)],
+        "placement": [group_to_json(group) for group in plan.groups],
         "ring": {"slots": plan.ring_slots, "slot_bytes": plan.ring_slot_bytes},
         "devices": {tier: {**asdict(usage), "total_bytes": usage.total_bytes} for tier, usage in plan.usage.items()},
         "predicted": asdict(plan.predicted),
     }
 
 
-def item_to_json(item: Item) -> list[dict[str, Any]]:
-    """One entry for a module; for a streamed one of which tensors stay in RAM, one more for each of these."""
-    entry = asdict(item)
-    del entry["kept"]
-    entry["bytes"] -= sum(one.file_bytes for one in item.kept)
-    why = "fills the room in RAM that no whole block can use"
-    kept = asdict(Item("", 0, "ram", item.compute, why, compact=item.compact))
-    del kept["kept"]
-    return [entry, *({**kept, "module": one.name.rpartition(".")[0], "bytes": one.ram_bytes} for one in item.kept)]
+def group_to_json(group: WeightGroup) -> dict[str, Any]:
+    """One weight group: whose it is, its bytes at rest, where it rests and computes, and why."""
+    return {
+        "module": group.module,
+        "bytes": group.rest_bytes,
+        "home": group.tier,
+        "compute": group.device,
+        "format": group.format,
+        "residency": group.residency,
+        "tensors": list(group.tensors),
+        "reason": group.reason,
+    }

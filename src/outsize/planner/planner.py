@@ -9,22 +9,22 @@ from outsize.errors import UsageError
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
 from outsize.planner import footprint
-from outsize.planner.divide import groups_of
-from outsize.planner.keeping import Kept, keep_tensors, without
-from outsize.planner.placement import computing, passes
-from outsize.planner.plan import WEIGHTS, Item, Plan, Prediction, Request, Usage, Weights
-from outsize.planner.prediction import bottleneck, decode_order, first_token_s, judge, token_s
-from outsize.planner.problem import Load, Problem, make_problem, module_loads
-from outsize.planner.reasons import reason
-from outsize.planner.remedies import remedies
-from outsize.planner.search import fastest, fits, smallest
+from outsize.planner.explain import remedies
+from outsize.planner.fill import ring_slot_bytes, staging_bytes
+from outsize.planner.groups import groups_of
+from outsize.planner.placement import computing
+from outsize.planner.plan import WEIGHTS, Plan, Request, Usage, Weights
+from outsize.planner.problem import Problem, make_problem
+from outsize.planner.search import Found, fastest, fits, smallest
+from outsize.planner.sweep_cost import SweepCost
+from outsize.planner.weight_group import WeightGroup
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_PROMPT = 512
 # How much slower than the fastest that fits a format may be and still be chosen, because it changes the model less.
 QUALITY_IS_WORTH = 1.5
-# How much faster the compact form of weights must make a token before loading takes the trouble to make it.
-COMPACT_IS_WORTH = 0.95
+# How much faster 12-bit weights must make a token before loading takes the trouble to make them.
+BF12_IS_WORTH = 0.95
 
 
 def make_request(
@@ -83,18 +83,13 @@ def plan_all(
 
 
 def _plan_all(spec: ModelSpec, machine: Machine, request: Request, formats: Sequence[Weights]) -> tuple[Plan, ...]:
-    loads: dict[Weights, tuple[Load, ...]] = {weights: module_loads(spec, weights) for weights in formats}
-
     def would_fit(request: Request, weights: Weights) -> bool:
-        if weights not in loads:
-            loads[weights] = module_loads(spec, weights)
-        problem = make_problem(spec, machine, request, weights, loads[weights])
-        return fits(problem) and sum(problem.file_bytes) <= machine.disk.capacity_bytes
+        problem = make_problem(spec, machine, request, weights)
+        return fits(problem) and problem.file_bytes <= machine.disk.capacity_bytes
 
     plans = []
     for weights in formats:
-        problem = make_problem(spec, machine, request, weights, loads[weights])
-        plan = _finish(*_best(spec, problem, loads[weights]))
+        plan = _finish(*_best(make_problem(spec, machine, request, weights)))
         plans.append(plan if plan.fits else replace(plan, remedies=remedies(spec, machine, plan, would_fit)))
     return tuple(plans)
 
@@ -118,97 +113,71 @@ def choose(plans: Sequence[Plan]) -> int:
     return min(near, key=lambda i: WEIGHTS.index(plans[i].weights))
 
 
-def _best(spec: ModelSpec, problem: Problem, loads: tuple[Load, ...]) -> tuple[Problem, tuple[str, ...], int]:
-    """The fastest placement, with weights in RAM as they are in the files or in the compact form, and its problem."""
+def _best(problem: Problem) -> tuple[Problem, Found]:
+    """The fastest placement, with weights in RAM as they are in the files or in 12 bits, and its problem."""
     found = fastest(problem)
     if found is None:
-        return problem, *smallest(problem)
-    if not problem.request.compact or all(load.compact_bytes is None for load in loads):
-        return problem, *found
-    compact = make_problem(spec, problem.machine, problem.request, problem.weights, loads, compact=True)
-    other = fastest(compact)
-    if other is None or judge(compact, *other) > COMPACT_IS_WORTH * judge(problem, *found):
-        return problem, *found
-    return compact, *other
+        return problem, smallest(problem)
+    if not problem.request.bf12:
+        return problem, found
+    encoded = make_problem(problem.spec, problem.machine, problem.request, problem.weights, bf12=True)
+    other = fastest(encoded) if any(unit.encoded for unit in encoded.units) else None
+    if other is None or other.estimate_s > BF12_IS_WORTH * found.estimate_s:
+        return problem, found
+    return encoded, other
 
 
-def _bytes_at_home(problem: Problem, home: str, index: int) -> int:
-    if home == "disk":
-        return problem.file_bytes[index]
-    unit = problem.units[index]
-    return unit.ram_bytes if home == "ram" else unit.resident_bytes
-
-
-def _finish(problem: Problem, homes: tuple[str, ...], slots: int) -> Plan:
-    """The Plan of a placement: items with reasons, bytes per tier, predictions, and what is lacking."""
-    ring = [u.slot_bytes for u in problem.units if problem.is_streamed(homes, u.index) or passes(u, homes[u.index])]
-    slots = slots if ring else 0
-    slot_bytes = max(ring, default=0)
-    kept = keep_tensors(problem, homes, slots)
-    decode = without(problem, kept)
-    usage = _usage(problem, homes, slots * slot_bytes, kept)
+def _finish(problem: Problem, found: Found) -> Plan:
+    """The Plan of a placement: groups with reasons, bytes per tier, predictions, and what is lacking."""
+    groups = groups_of(problem, found.homes, found.filling)
+    slot_bytes = ring_slot_bytes(problem, found.homes, found.filling)
+    slots = found.slots if slot_bytes else 0
+    usage = _usage(problem, found, groups, slots * slot_bytes)
     lacking = max(
         usage["ram"].total_bytes - usage["ram"].capacity_bytes,
-        sum(problem.file_bytes) - usage["disk"].capacity_bytes,  # all files lie there, resident or not
+        problem.file_bytes - usage["disk"].capacity_bytes,  # all files lie there, resident or not
     )
-    items = tuple(
-        Item(
-            module=module.name,
-            bytes=_bytes_at_home(problem, homes[i], i),
-            home=homes[i],
-            compute=computing(homes[i]),
-            reason=reason(problem.machine, module, problem.units[i], homes[i], kept.ram_bytes(i)),
-            streamed=problem.is_streamed(homes, i),
-            rows=problem.units[i].rows and homes[i] == "disk",
-            kept=kept.tensors.get(i, ()),
-            compact=problem.units[i].compact_bytes is not None and homes[i] in ("ram", "disk"),
-        )
-        for i, module in enumerate(problem.spec.modules)
-    )
-    order = decode_order(problem)
-    prediction = Prediction(
-        first_token_s=first_token_s(problem, homes, slots),
-        token_s=token_s(decode, homes, slots),
-        bottleneck=bottleneck(decode, homes),
-        disk_bytes_per_token=sum(decode.rest_bytes[i] for i in order if decode.is_streamed(homes, i)),
-    )
+    model = SweepCost(problem.spec, problem.machine, problem.weights, groups, slots)
     return Plan(
         weights=problem.weights,
         request=problem.request,
         fits=lacking <= 0,
         shortfall_bytes=max(lacking, 0),
-        items=items,
+        groups=groups,
         ring_slots=slots,
         ring_slot_bytes=slot_bytes,
         usage=usage,
-        predicted=prediction,
-        file_bytes=sum(problem.rest_bytes),
-        groups=groups_of(problem.spec, problem.weights, items),
+        predicted=model.predict(problem.request),
+        file_bytes=sum(unit.rest_bytes for unit in problem.units),
     )
 
 
-def _usage(problem: Problem, homes: Sequence[str], ring_bytes: int, kept: Kept) -> dict[str, Usage]:
+def _usage(problem: Problem, found: Found, groups: Sequence[WeightGroup], ring_bytes: int) -> dict[str, Usage]:
     """Bytes per tier. The disk's capacity is all of it, free or not: the files may be there already."""
     machine, request = problem.machine, problem.request
+    weights: dict[str, int] = {}
+    kv: dict[str, int] = {}
+    for group in groups:
+        weights[group.tier] = weights.get(group.tier, 0) + group.rest_bytes
+    for unit, home in zip(problem.units, found.homes, strict=True):
+        kv[computing(home)] = kv.get(computing(home), 0) + unit.kv_bytes
     usage = {}
     for index, gpu in enumerate(machine.gpus):
-        mine = [u for u in problem.units if homes[u.index] == gpu.name]
+        used = gpu.name in weights
         usage[gpu.name] = Usage(
-            weights_bytes=sum(u.resident_bytes for u in mine),
-            kv_bytes=sum(u.kv_bytes for u in mine),
-            workspace_bytes=problem.workspace if mine else 0,
-            overhead_bytes=footprint.gpu_overhead_bytes(gpu) if mine else 0,
+            weights_bytes=weights.get(gpu.name, 0),
+            kv_bytes=kv.get(gpu.name, 0),
+            workspace_bytes=problem.workspace if used else 0,
+            overhead_bytes=footprint.gpu_overhead_bytes(gpu) if used else 0,
             capacity_bytes=footprint.gpu_capacity_bytes(machine, index, request),
         )
     usage["ram"] = Usage(
-        weights_bytes=sum(kept.ram_bytes(u.index) + u.ram_bytes * (homes[u.index] == "ram") for u in problem.units),
-        kv_bytes=sum(u.kv_bytes for u in problem.units if computing(homes[u.index]) == "ram"),
+        weights_bytes=weights.get("ram", 0),
+        kv_bytes=kv.get("ram", 0),
         workspace_bytes=problem.workspace,
         ring_bytes=ring_bytes,
-        overhead_bytes=problem.overhead,
+        overhead_bytes=problem.overhead + staging_bytes(problem, weights),
         capacity_bytes=footprint.ram_capacity_bytes(machine, request),
     )
-    on_disk = sum(size for size, home in zip(problem.file_bytes, homes, strict=True) if home == "disk")
-    on_disk -= sum(kept.file_bytes(u.index) for u in problem.units)
-    usage["disk"] = Usage(weights_bytes=on_disk, capacity_bytes=machine.disk.capacity_bytes)
+    usage["disk"] = Usage(weights_bytes=weights.get("disk", 0), capacity_bytes=machine.disk.capacity_bytes)
     return usage

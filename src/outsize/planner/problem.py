@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from outsize.machine.machine import Machine
-from outsize.models.spec import ModelSpec
+from outsize.machine import rates
+from outsize.machine.machine import Device, Machine
+from outsize.models.spec import ModelSpec, ModuleSpec
 from outsize.planner import cost, footprint
-from outsize.planner.placement import Tier, Unit
-from outsize.planner.plan import KeptTensor, Request, Weights
+from outsize.planner.placement import Kind, TensorBytes, Tier, Unit
+from outsize.planner.plan import Request, Weights
 
 SMALL_BYTES = 1024**2  # modules outside the blocks below this follow their neighbours
 SMALL_EMBEDDING_BYTES = 64 * 1024**2  # look-ups below this are kept: a random read a token costs more than they do
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one module weighs in one format, whatever is asked of it."""
-
-    rest_bytes: int  # in the files, as they are read
-    file_bytes: int  # in the files, with what nobody reads again
-    resident_bytes: int
-    slot_bytes: int
-    parts: int  # that it is streamed in
-    slack_bytes: int
-    converted_bytes: int
-    tensor_bytes: tuple[tuple[int, int, int], ...]  # of each tensor: in the files, in RAM, in RAM in the compact form
-    compact_bytes: int | None  # in RAM in the compact form; None where no tensor has one
-    work: cost.Work
-    compact_work: cost.Work
-
-
-def module_loads(spec: ModelSpec, weights: Weights) -> tuple[Load, ...]:
-    """The load of every module. Modules that differ in their names alone, as blocks do, are weighed once."""
-    known: dict[object, Load] = {}
-    loads = []
-    for module in spec.modules:
-        alike = (
-            module.role,
-            bool(module.tied),
-            tuple((t.shape, t.stored, t.runtime, t.matmul, t.part, t.packing, t.span) for t in module.tensors),
-        )
-        if alike not in known:
-            known[alike] = Load(
-                rest_bytes=footprint.rest_bytes(module, weights),
-                file_bytes=footprint.file_bytes(module, weights),
-                resident_bytes=footprint.resident_bytes(module, weights),
-                slot_bytes=footprint.slot_bytes(module, weights),
-                parts=len(module.parts),
-                slack_bytes=footprint.slack_bytes(module, weights),
-                converted_bytes=footprint.converted_bytes(module, weights),
-                tensor_bytes=tuple(footprint.forms(module, t, weights) for t in module.tensors),
-                compact_bytes=footprint.compact_bytes(module, weights),
-                work=cost.module_work(spec, module, weights),
-                compact_work=cost.module_work(spec, module, weights, compact=True),
-            )
-        loads.append(known[alike])
-    return tuple(loads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,126 +27,133 @@ class Problem:
     units: tuple[Unit, ...]
     ram: Tier
     gpus: tuple[Tier, ...]
-    rest_bytes: tuple[int, ...]  # per module, in the files, as they are read
-    file_bytes: tuple[int, ...]  # per module, in the files, with what nobody reads again
-    parts: tuple[int, ...]  # per module, that it is streamed in
-    tensors: tuple[tuple[KeptTensor, ...], ...]  # per module: what keeping each would take
-    decode_s: dict[str, tuple[float, ...]]  # per home, per module: one token of each sequence
-    prefill_s: dict[str, tuple[float, ...]]  # per computing device, per module: the prompts
-    convert_s: tuple[float, ...]  # per module, if streamed
-    encode_s: tuple[float, ...]  # per module, if it comes to rest in RAM: into the compact form
     workspace: int
-    overhead: int  # of the process, the slack of direct reads included
+    overhead: int  # of the process, the slack of direct reads included, staging not
 
-    def is_streamed(self, homes: Sequence[str], index: int) -> bool:
-        """Whether the module is read again in every sweep it takes part in."""
-        return homes[index] == "disk" and not self.units[index].rows
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files, with what nobody reads again."""
+        return sum(unit.file_bytes for unit in self.units)
 
 
 def make_problem(
-    spec: ModelSpec,
-    machine: Machine,
-    request: Request,
-    weights: Weights,
-    loads: tuple[Load, ...] | None = None,
-    *,
-    compact: bool = False,
+    spec: ModelSpec, machine: Machine, request: Request, weights: Weights, *, bf12: bool = False
 ) -> Problem:
-    """Compute once what every candidate needs; ``loads`` are ``module_loads``' of that format, if they are known.
+    """Compute once what every candidate needs. Modules that differ only in their names, as blocks do, are weighed once.
 
-    ``compact``: what rests in RAM is held there in the lossless 12-bit form, where it has one.
+    ``bf12``: what rests in RAM is held there in 12 bits, without loss, where it has that form.
     """
-    loads = module_loads(spec, weights) if loads is None else loads
     workspace = footprint.workspace_bytes(spec, request) + footprint.unpacked_bytes(spec, weights)
-    overhead = footprint.ram_overhead_bytes(spec, machine, workspace) + sum(load.slack_bytes for load in loads)
+    idle = cost.untouched_by_decode(spec)
+    known: dict[object, tuple[Unit, int]] = {}
+    units, slack = [], 0
+    for index, module in enumerate(spec.modules):
+        copied = bool(spec.origins) and any(spec.origins[t.name].copies for t in module.tensors)
+        tensors = tuple((t.shape, t.stored, t.runtime, t.matmul, t.part, t.packing, t.span) for t in module.tensors)
+        layers = tuple(_layers(module))
+        alike = (module.role, bool(module.tied), index in idle, module.cache, copied, tensors, layers)
+        if alike not in known:
+            weigher = _Weigher(spec, machine, request, weights, bf12=bf12)
+            unit = weigher.unit(module, every_token=index not in idle, copied=copied)
+            known[alike] = unit, footprint.slack_bytes(module, weights)
+        units.append(replace(known[alike][0], index=index))
+        slack += known[alike][1]
+    overhead = footprint.ram_overhead_bytes(spec, workspace) + slack
     room = footprint.ram_capacity_bytes(machine, request) - overhead - workspace
     gpus = tuple(
         Tier(
             gpu.name,
             footprint.gpu_capacity_bytes(machine, index, request) - footprint.gpu_overhead_bytes(gpu) - workspace,
             footprint.weight_limit_bytes(request, gpu.name),
+            footprint.staging_bytes(gpu),
         )
         for index, gpu in enumerate(machine.gpus)
     )
-    idle = _untouched_by_decode(spec)
-    units = tuple(_unit(spec, i, load, request, every=i not in idle, compact=compact) for i, load in enumerate(loads))
-    decode: dict[str, tuple[float, ...]] = {}
-    prefill: dict[str, tuple[float, ...]] = {}
-    works = [load.work for load in loads]
-    prompts = request.batch * footprint.prompt_tokens(request)
-    for device in (*machine.gpus, machine.ram):
-        decode[device.name] = tuple(
-            cost.compute_s(w, device, request.batch, u.kv_bytes) for w, u in zip(works, units, strict=True)
+    ram = Tier("ram", room, footprint.weight_limit_bytes(request, "ram"))
+    return Problem(spec, machine, request, weights, tuple(units), ram, gpus, workspace, overhead)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weigher:
+    """Bytes and seconds of single modules."""
+
+    spec: ModelSpec
+    machine: Machine
+    request: Request
+    weights: Weights
+    bf12: bool
+
+    def unit(self, module: ModuleSpec, *, every_token: bool, copied: bool) -> Unit:
+        spec, weights = self.spec, self.weights
+        resident = footprint.resident_bytes(module, weights)
+        encoded = footprint.bf12_bytes_of(module, weights) if self.bf12 else None
+        kind = self._kind(module, resident)
+        return Unit(
+            index=0,
+            kind=kind,
+            rest_bytes=footprint.rest_bytes(module, weights),
+            file_bytes=footprint.file_bytes(module, weights),
+            resident_bytes=resident,
+            ram_bytes=resident if encoded is None else encoded,
+            slot_bytes=footprint.slot_bytes(module, weights),
+            kv_bytes=footprint.kv_bytes(module.cache, self.request),
+            parts=len(module.parts),
+            every_token=every_token,
+            rows=cost.is_lookup(spec, module) and not module.tied,
+            copied=copied or footprint.converted_bytes(module, weights) > 0,
+            encoded=encoded is not None,
+            tensors=tuple(
+                TensorBytes(
+                    *footprint.forms(module, t, weights, bf12=self.bf12),
+                    key=cost.rate_key(module, t, weights),
+                    matmul=t.matmul,
+                    layer=layer,
+                )
+                for t, layer in zip(module.tensors, _layers(module), strict=True)
+            ),
+            decode_s=self._decode_s(module, encoded is not None),
+            prefill_s=self._prefill_s(module, kind, every_token=every_token),
         )
-        prefill[device.name] = tuple(
-            cost.compute_s(w, device, prompts if _sees_prompt(spec, u) else request.batch, 0)
-            for w, u in zip(works, units, strict=True)
-        )
-    decode["disk"] = decode["ram"]
-    if compact:
-        decode["ram"] = tuple(
-            cost.compute_s(load.compact_work, machine.ram, request.batch, u.kv_bytes)
-            for load, u in zip(loads, units, strict=True)
-        )
-    return Problem(
-        spec=spec,
-        machine=machine,
-        request=request,
-        weights=weights,
-        units=units,
-        ram=Tier("ram", room, footprint.weight_limit_bytes(request, "ram")),
-        gpus=gpus,
-        rest_bytes=tuple(load.rest_bytes for load in loads),
-        file_bytes=tuple(load.file_bytes for load in loads),
-        parts=tuple(load.parts for load in loads),
-        tensors=tuple(
-            tuple(
-                KeptTensor(tensor.name, in_files, compacted if compact else in_ram)
-                for tensor, (in_files, in_ram, compacted) in zip(module.tensors, load.tensor_bytes, strict=True)
-            )
-            for module, load in zip(spec.modules, loads, strict=True)
-        ),
-        decode_s=decode,
-        prefill_s=prefill,
-        convert_s=tuple(cost.convert_s(load.converted_bytes, machine.ram) for load in loads),
-        encode_s=tuple(cost.encode_s(load.rest_bytes) if compact and load.compact_bytes else 0.0 for load in loads),
-        workspace=workspace,
-        overhead=overhead,
-    )
+
+    def _kind(self, module: ModuleSpec, resident: int) -> Kind:
+        if cost.is_head(self.spec, module):
+            return "head"
+        if cost.is_lookup(self.spec, module):
+            # A small one is kept like a norm, unless nothing may rest in RAM: then its rows are read from disk.
+            keep = resident < SMALL_EMBEDDING_BYTES and footprint.weight_limit_bytes(self.request, "ram") >= resident
+            return "small" if keep and not module.tied else "lookup"
+        return "small" if module.role == "other" and resident < SMALL_BYTES else "block"
+
+    def _decode_s(self, module: ModuleSpec, encoded: bool) -> dict[str, float]:
+        """Seconds of one token of each sequence, by the tier in which the module rests."""
+        request, ram = self.request, self.machine.ram
+        kv = footprint.kv_bytes(module.cache, request)
+        work = cost.module_work(self.spec, module, self.weights)
+
+        def on(device: Device, work: cost.Work) -> float:
+            return cost.compute_s(work, device, request.batch, kv)
+
+        seconds = {gpu.name: on(gpu, work) for gpu in self.machine.gpus}
+        seconds["ram"] = on(ram, cost.module_work(self.spec, module, self.weights, bf12=True) if encoded else work)
+        extra = cost.convert_s(footprint.converted_bytes(module, self.weights), ram)
+        seconds["disk"] = on(ram, work) + extra + rates.HANDOVER_S * len(module.parts)
+        return seconds
+
+    def _prefill_s(self, module: ModuleSpec, kind: Kind, *, every_token: bool) -> dict[str, float]:
+        """Seconds of the prompts, by the computing device."""
+        tokens = self.request.batch
+        if kind != "head" and (not self.spec.encoder_decoder or not every_token):
+            tokens *= footprint.prompt_tokens(self.request)
+        work = cost.module_work(self.spec, module, self.weights)
+        return {d.name: cost.compute_s(work, d, tokens, 0) for d in (*self.machine.gpus, self.machine.ram)}
 
 
-def _unit(spec: ModelSpec, index: int, load: Load, request: Request, *, every: bool, compact: bool) -> Unit:
-    module, size = spec.modules[index], load.resident_bytes
-    lookup = cost.is_lookup(spec, module)
-    unit = Unit(
-        index=index,
-        kind="block",
-        resident_bytes=size,
-        slot_bytes=load.slot_bytes,
-        kv_bytes=footprint.kv_bytes(module.cache, request),
-        every_token=every,
-        rows=lookup and not module.tied,
-        made_anew=load.converted_bytes > 0 or any(spec.origins[t.name].copies for t in module.tensors if spec.origins),
-        compact_bytes=load.compact_bytes if compact else None,
-    )
-    if cost.is_head(spec, module):
-        return replace(unit, kind="head")
-    if lookup:
-        # A small one is kept like a norm, unless nothing may rest in RAM: then its rows are read from disk.
-        keep = size < SMALL_EMBEDDING_BYTES and footprint.weight_limit_bytes(request, "ram") >= size
-        return replace(unit, kind="small" if keep and unit.rows else "lookup")
-    return replace(unit, kind="small") if module.role == "other" and size < SMALL_BYTES else unit
+def _layers(module: ModuleSpec) -> list[int]:
+    """For each tensor, the place of the first one of the same inner module."""
+    names = [tensor.name.rpartition(".")[0] for tensor in module.tensors]
+    return [names.index(name) for name in names]
 
 
-def _untouched_by_decode(spec: ModelSpec) -> frozenset[int]:
-    """Indexes of an encoder's modules: its blocks, and what stands between its first block and the decoder's first."""
-    blocks = [i for i, module in enumerate(spec.modules) if module.role == "block"]
-    if not spec.encoder_decoder or not blocks:
-        return frozenset()
-    first = next(i for i in blocks if spec.modules[i].stack == spec.modules[blocks[-1]].stack)
-    return frozenset(i for i in range(blocks[0], first) if spec.modules[i].role in ("block", "other"))
-
-
-def _sees_prompt(spec: ModelSpec, unit: Unit) -> bool:
-    """Whether the whole prompt passes: blocks see it, an encoder's where there is one; the head sees one token."""
-    return unit.kind != "head" and (not spec.encoder_decoder or not unit.every_token)
+def by_device(problem: Problem) -> Mapping[str, Device]:
+    """The devices of the machine by name."""
+    return {device.name: device for device in problem.machine.devices}

@@ -1,74 +1,186 @@
-"""The search: tries placements, predicts the seconds of each, and keeps the fastest."""
+"""The search: tries placements, estimates the seconds of each, and keeps the fastest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
-from outsize.planner.placement import Choice, Start, place
-from outsize.planner.prediction import judge
-from outsize.planner.problem import Problem
+from outsize.machine import rates
+from outsize.planner import cost
+from outsize.planner.fill import Filling, fill
+from outsize.planner.groups import groups_of
+from outsize.planner.placement import Choice, Start, Tier, Unit, computing, place
+from outsize.planner.problem import Problem, by_device
+from outsize.planner.sweep_cost import SweepCost
 
 LEAST_SLOTS = 2  # one is read while the other computes
 MOST_SLOTS = 6
 STEP_BYTES = 64 * 1024
+MOST_POSITIONS = 4  # of RAM among the GPUs, and of the last GPU in use, where many differ
+# A placement is compared by a token's seconds, and by the first token's shared among this many.
+TOKENS_PER_FIRST = 1000
+# Of the placements with the least estimates, so many within that factor of the best are predicted as a plan is.
+MOST_PREDICTED = 8
+NEAR = 1.03
 
 
-def fastest(problem: Problem) -> tuple[tuple[str, ...], int] | None:
-    """Homes per module and ring slots of the fastest placement found, or None where none fits.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A placement: the home of every module, tensors that rest elsewhere, ring slots, and the estimate it won by."""
 
-    Tried: the head on the first or last GPU, in RAM, on disk; GPUs filled fastest first, largest first, as numbered, or
-    not at all, from the first block or from the last; two ring slots, and up to six where they pay
-    or cost no block its place.
+    homes: tuple[str, ...]
+    filling: Filling
+    slots: int
+    estimate_s: float
+
+
+def estimate_s(problem: Problem, homes: Sequence[str], filling: Filling) -> float:
+    """Seconds by which placements are compared: ``max(reading, computing) + hops + reading / 20 + first / 1000``.
+
+    A steady sweep takes at least its reading or its computing, whichever is longer, and a ring of buffers comes near
+    to that. A twentieth of the reading counts even where computing hides it: what can rest shall not keep the drive
+    busy. ``first``: ``max(load, prefill)``.
     """
-    best: tuple[float, tuple[str, ...], Choice] | None = None
+    devices = by_device(problem)
+    disk, ram = devices["disk"], devices["ram"]
+    reads = computes = load = prefill = 0.0
+    path: list[str] = []
+    for unit, home in zip(problem.units, homes, strict=True):
+        device = computing(home)
+        rows = unit.rows and home == "disk"
+        read = 0 if rows or home != "disk" else unit.rest_bytes
+        load += 0.0 if rows else cost.load_s(unit.rest_bytes, disk, devices[device])
+        prefill += unit.prefill_s[device]
+        if not unit.every_token:
+            continue
+        seconds = unit.decode_s[home] + (rates.ROW_READ_S * problem.request.batch if rows else 0.0)
+        path.append(device)
+        for index, other in filling.get(unit.index, {}).items():
+            tensor = unit.tensors[index]
+            read -= tensor.file if home == "disk" else 0
+            if other != "ram":
+                seconds -= tensor.ram / cost.decode_rate(ram, tensor.key)
+                seconds += tensor.gpu / cost.decode_rate(devices[other], tensor.key)
+                path += [other, device] if tensor.matmul else []
+        reads += cost.read_s(read, disk)
+        computes += seconds
+    return max(reads, computes) + cost.hops_s(path) + reads / 20 + max(load, prefill) / TOKENS_PER_FIRST
+
+
+def fastest(problem: Problem) -> Found | None:
+    """The fastest placement found, or None where none fits.
+
+    Tried: the head on a GPU, in RAM, on disk; devices filled by speed, by room or as numbered, RAM before, between or
+    after the GPUs, all of them or fewer, from the first block or from the last or largest first; two ring slots, and up
+    to six where they pay or cost no block its place.
+    """
+    tried: list[tuple[Found, Choice]] = []
     seen: set[tuple[str, ...]] = set()
     for homes, choice in _placements(problem):
         if homes not in seen:
             seen.add(homes)
-            score = judge(problem, homes, choice.slots)
-            if best is None or score < best[0]:
-                best = (score, homes, choice)
-    if best is None:
+            filling = fill(problem, homes, choice.slots)
+            tried.append((Found(homes, filling, choice.slots, estimate_s(problem, homes, filling)), choice))
+    if not tried:
         return None
-    score, homes, choice = best
-    slots = choice.slots
-    for more in range(LEAST_SLOTS + 1, MOST_SLOTS + 1) if "disk" in homes else ():
-        wider = place(problem.units, problem.ram, problem.gpus, replace(choice, slots=more))
-        if wider is None:
+    tried.sort(key=lambda one: one[0].estimate_s)
+    near = [one for one in tried[:MOST_PREDICTED] if one[0].estimate_s <= tried[0][0].estimate_s * NEAR]
+    best = min(near, key=lambda one: _score_s(problem, one[0])) if len(near) > 1 else near[0]
+    return _widen(problem, *best) if "disk" in best[0].homes else best[0]
+
+
+def _widen(problem: Problem, found: Found, choice: Choice) -> Found:
+    """The same with more ring slots, where these make a token faster as predicted."""
+    best_s = _token_s(problem, found)
+    for slots in range(LEAST_SLOTS + 1, MOST_SLOTS + 1):
+        homes = place(problem.units, problem.ram, problem.gpus, replace(choice, slots=slots))
+        if homes is None:
             break
-        seconds = judge(problem, wider, more)
-        # The same homes: room that nothing else can use, for reading evens out with it. Others have to be worth it.
-        if seconds <= score * (1.0 if wider == homes else 0.99):
-            score, homes, slots = seconds, wider, more
-    return homes, slots
+        filling = fill(problem, homes, slots)
+        wider = Found(homes, filling, slots, estimate_s(problem, homes, filling))
+        seconds = _token_s(problem, wider)
+        # The same placement: room that nothing else can use, for reading evens out with it. Others have to be worth it.
+        if seconds <= best_s * (1.0 if (homes, filling) == (found.homes, found.filling) else 0.99):
+            found, best_s = wider, seconds
+    return found
+
+
+def _score_s(problem: Problem, found: Found) -> float:
+    """What ``estimate_s`` estimates, with a token's seconds as they are predicted."""
+    disk = by_device(problem)["disk"]
+    groups = groups_of(problem, found.homes, found.filling)
+    model = SweepCost(problem.spec, problem.machine, problem.weights, groups, found.slots)
+    prediction = model.predict(problem.request)
+    reading = cost.read_s(prediction.disk_bytes_per_token, disk)
+    return prediction.token_s + reading / 20 + prediction.first_token_s / TOKENS_PER_FIRST
+
+
+def _token_s(problem: Problem, found: Found) -> float:
+    groups = groups_of(problem, found.homes, found.filling)
+    return SweepCost(problem.spec, problem.machine, problem.weights, groups, found.slots).token_s(problem.request)
 
 
 def _placements(problem: Problem) -> Iterator[tuple[tuple[str, ...], Choice]]:
-    orders = _gpu_orders(problem)
-    ends = [name for order in orders if order for name in (order[0], order[-1])]
-    heads = [*dict.fromkeys(ends), "ram", "disk"]
-    if not any(unit.kind == "head" for unit in problem.units):
-        heads = ["ram"]
+    """The placements to compare. Where none fits, those that keep no small embedding in RAM."""
+    found = False
+    for one in _placed(problem, problem.units):
+        found = True
+        yield one
+    rows = [unit for unit in problem.units if unit.kind == "small" and unit.rows]
+    if rows and not found:
+        yield from _placed(problem, [replace(u, kind="lookup") if u in rows else u for u in problem.units])
+
+
+def _placed(problem: Problem, units: Sequence[Unit]) -> Iterator[tuple[tuple[str, ...], Choice]]:
+    orders = _device_orders(problem)
+    has_head = any(unit.kind == "head" for unit in problem.units)
     starts: list[Start] = ["first", "last"]
     if len({unit.resident_bytes for unit in problem.units if unit.kind == "block"}) > 1:
         starts.append("largest")
-    for head, order, start in product(heads, orders, starts):
-        if not order and start != "first":
+    for order, start in product(orders, starts):
+        gpus = [name for name in order if name != "ram"]
+        if not gpus and start != "first":
             continue
-        choice = Choice(head, order, start, LEAST_SLOTS)
-        homes = place(problem.units, problem.ram, problem.gpus, choice)
-        if homes is not None:
-            yield homes, choice
+        heads = dict.fromkeys([*gpus[:1], *gpus[-1:], "ram", "disk"]) if has_head else ("ram",)
+        for head in heads:
+            choice = Choice(head, order, start, LEAST_SLOTS)
+            homes = place(units, problem.ram, problem.gpus, choice)
+            if homes is not None:
+                yield homes, choice
 
 
-def _gpu_orders(problem: Problem) -> list[tuple[str, ...]]:
-    names = [gpu.name for gpu in problem.gpus]
-    by_speed = sorted(problem.gpus, key=lambda g: sum(problem.decode_s[g.name]))
-    by_room = sorted(problem.gpus, key=lambda g: -min(g.room, g.weight_limit))
-    orders = [tuple(g.name for g in by_speed), tuple(g.name for g in by_room), tuple(names), ()]
+def _device_orders(problem: Problem) -> list[tuple[str, ...]]:
+    """The orders in which devices are filled.
+
+    GPUs by speed, by room and as numbered; the first of them, one more in each; RAM at the end, or before the slower
+    ones. Where many GPUs are alike, only some of these.
+    """
+
+    def seconds(name: str) -> float:
+        return sum(unit.decode_s[name] for unit in problem.units)
+
+    def room(gpu: Tier) -> int:
+        return min(gpu.room, gpu.weight_limit)
+
+    usable = [gpu for gpu in problem.gpus if room(gpu) > 0]
+    by_speed = [gpu.name for gpu in sorted(usable, key=lambda g: seconds(g.name))]
+    by_room = [gpu.name for gpu in sorted(usable, key=lambda g: -room(g))]
+    numbered = [gpu.name for gpu in usable]
+    orders = []
+    for names in (by_speed, by_room, numbered):
+        for count in _some(len(names)):
+            used = names[:count]
+            positions = [i for i in _some(count) if i == count or seconds("ram") < seconds(used[i])]
+            orders += [(*used[:i], "ram", *used[i:]) for i in positions]
     return list(dict.fromkeys(orders))
+
+
+def _some(most: int) -> list[int]:
+    """The numbers from ``most`` down to 0, or a few of them where they are many."""
+    if most < MOST_POSITIONS:
+        return list(range(most, -1, -1))
+    return sorted({most * i // MOST_POSITIONS for i in range(MOST_POSITIONS + 1)}, reverse=True)
 
 
 def fits(problem: Problem) -> bool:
@@ -76,8 +188,8 @@ def fits(problem: Problem) -> bool:
     return next(_placements(problem), None) is not None
 
 
-def smallest(problem: Problem) -> tuple[tuple[str, ...], int]:
-    """Homes and ring slots of the fastest placement in the least RAM that would do, where the machine's does not.
+def smallest(problem: Problem) -> Found:
+    """The fastest placement in the least RAM that would do, where the machine's does not.
 
     Halves the room between what there is and what would hold everything, down to 64 KiB.
     """

@@ -78,7 +78,7 @@ def _check_layers(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if isinstance(value, Mapping):
             _check_layers(value)
-        elif "layer" in name and isinstance(value, int) and value > MOST_LAYERS and "size" not in name:
+        elif "layer" in str(name) and isinstance(value, int) and value > MOST_LAYERS and "size" not in name:
             raise DamagedModel(f"config.json: {name} is {value}", need=f"at most {MOST_LAYERS}")
 
 

@@ -18,7 +18,7 @@ PROMPT = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
 
 @pytest.fixture(autouse=True)
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planned as with compiled kernels, computed by torch; and blocks of a few KB may be compact."""
+    """Planned as with compiled kernels, computed by torch; and blocks of a few KB may be held so."""
     monkeypatch.setattr("outsize.options.are_kernels_compiled", lambda environ: True)
 
 
@@ -38,7 +38,7 @@ def make(folder: Path, spoil: bool = False) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("compact"))
+    return make(tmp_path_factory.mktemp("bf12"))
 
 
 def theirs(folder: Path) -> Any:
@@ -52,7 +52,7 @@ def held(model: Any) -> int:
 def load(folder: Path, share: float) -> Any:
     """The model with so much of its weights' bytes in RAM."""
     whole = outsize.plan(str(folder), weights="native", context=32, no_gpu=True)
-    limit = int(share * sum(item.bytes for item in whole.items))
+    limit = int(share * sum(group.rest_bytes for group in whole.groups))
     return outsize.load(folder, no_gpu=True, weight_limits={"ram": limit}, context=32)
 
 
@@ -95,5 +95,5 @@ def test_the_compiled_kernels_agree(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_other_tiers_and_models_are_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_checkpoint(tmp_path, ARCHITECTURES["llama"].make_model())  # float32
     with load(folder, 0.5) as model, torch.no_grad():
-        assert not any(item.compact for item in model.outsize.plan.items)
+        assert not any(group.format == "bf12" for group in model.outsize.plan.groups)
         assert torch.equal(model(PROMPT).logits, theirs(folder)(PROMPT).logits)

@@ -1,4 +1,4 @@
-"""What would fit, where a plan does not: found by planning again."""
+"""Why a plan is as it is, in words: reasons for each home, and what would fit where nothing does."""
 
 from __future__ import annotations
 
@@ -6,14 +6,43 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from outsize.machine.machine import Machine
-from outsize.models.spec import ModelSpec
+from outsize.models.spec import ModelSpec, ModuleSpec
 from outsize.planner import footprint
+from outsize.planner.placement import Unit
 from outsize.planner.plan import WEIGHTS, Plan, Request, Weights
-from outsize.sizes import format_size
+from outsize.sizes import format_rate, format_size
 
 LEAST_CONTEXT = 64  # below this a context is of no use to anybody
 
 Fits = Callable[[Request, Weights], bool]
+
+
+def reason(machine: Machine, module: ModuleSpec, unit: Unit, home: str) -> str:
+    """The reason for one module's home, with the rate at which its bytes are reached there."""
+    rate = format_rate(machine.device(home).bytes_per_s)
+    if unit.kind == "small" and not unit.rows:
+        return (
+            "small: rests beside what it computes with"
+            if home != "disk"
+            else f"not even small ones may rest in RAM; {rate}"
+        )
+    if unit.rows:
+        return "looked up by row: never read whole" if home == "disk" else "looked up by row; there is room to keep it"
+    if home == "disk":
+        if not unit.every_token:
+            return "used for the prompt only: read once, leaves the room to the others"
+        return f"no tier has room left: read at {rate} in every sweep, while others compute"
+    tied = f"; tied to {', '.join(module.tied)}" if module.tied else ""
+    if home == "ram":
+        others = "no GPU has room left" if machine.gpus else "there is room"
+        encoded = "; in 12 bits for 16, without loss" if unit.encoded else ""
+        return f"{others}: computed by the CPU where it lies, {rate}{tied}{encoded}"
+    return f"resident and computed there: {rate}{tied}"
+
+
+def fill_reason(device: str) -> str:
+    """The reason for tensors that rest apart from their module."""
+    return f"fills the room in {'RAM' if device == 'ram' else device} that whole blocks leave"
 
 
 def remedies(spec: ModelSpec, machine: Machine, plan: Plan, fits: Fits) -> tuple[str, ...]:

@@ -1,0 +1,182 @@
+"""The seconds of a sweep: one model for single tokens and for whole datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from outsize.machine import rates
+from outsize.machine.machine import Machine
+from outsize.models.spec import ModelSpec
+from outsize.planner import cost, footprint
+from outsize.planner.plan import Prediction, Request, Weights
+from outsize.planner.sweep_time import Step, first_sweep_s, steady_sweep_s
+from outsize.planner.weight_group import WeightGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one micro-batch computes in one sweep: ``rows`` x ``tokens``, with ``past`` tokens in its cache.
+
+    ``scored``: positions whose logits are wanted. ``first``: its prompt, which an encoder sees too. ``encoded``: tokens
+    of the encoder that the decoder's cache holds.
+    """
+
+    rows: int
+    tokens: int
+    past: int
+    scored: int
+    first: bool = False
+    encoded: int = 0
+
+
+class SweepCost:
+    """Seconds of the sweeps of one placement."""
+
+    def __init__(
+        self, spec: ModelSpec, machine: Machine, weights: Weights, groups: Sequence[WeightGroup], slots: int
+    ) -> None:
+        self._spec, self._machine, self._groups, self._slots = spec, machine, groups, max(slots, 1)
+        self._modules = {module.name: module for module in spec.modules}
+        self._own = {group.module: group for group in groups}  # the last: where the cache is
+        self._idle = {spec.modules[i].name for i in cost.untouched_by_decode(spec)}
+        self._disk = machine.disk
+        self._devices = {device.name: device for device in machine.devices}
+        self._work: dict[int, cost.Work] = {}
+        self._converted: list[int] = []
+        by_name = {tensor.name: tensor for module in spec.modules for tensor in module.tensors}
+        known: dict[object, tuple[cost.Work, int]] = {}
+        for place, group in enumerate(groups):
+            module = self._modules[group.module]
+            tensors = tuple(by_name[name] for name in group.tensors)
+            alike = (
+                module.role, bool(module.tied), group.format,
+                tuple((t.shape, t.stored, t.runtime, t.matmul, t.packing, t.span) for t in tensors),
+            )  # fmt: skip
+            if alike not in known:
+                part = replace(module, tensors=tensors)
+                work = cost.module_work(spec, part, weights, bf12=group.format == "bf12")
+                known[alike] = work, footprint.converted_bytes(part, weights) if group.streamed else 0
+            work, converted = known[alike]
+            own = self._own[group.module] is group
+            self._work[place] = replace(work, block=work.block and own)
+            self._converted.append(converted)
+        self._compute = lru_cache(maxsize=1 << 16)(self._compute_s)
+        self.streamed_bytes = sum(group.disk_bytes for group in groups if group.streamed)
+        self.load_bytes = sum(group.disk_bytes for group in groups if group.residency != "cached")
+
+    @property
+    def streams(self) -> bool:
+        """Whether every sweep reads something again."""
+        return self.streamed_bytes > 0
+
+    def sweep_s(self, turns: Sequence[Turn]) -> float:
+        """Seconds of a steady sweep that serves several micro-batches: all compute a group before it goes."""
+        steps = self._steady_steps(tuple(turns))
+        hops = cost.hops_s([self._groups[place].device for place, _ in steps])
+        return steady_sweep_s([step for _, step in steps], self._slots) + self._loop_s(turns) + hops
+
+    def first_s(self, turns: Sequence[Turn], *, warm: bool) -> float:
+        """Seconds of the sweep that is the load, from its beginning: every byte is read once, computing as it comes.
+
+        Computing begins once torch and the model's modules are there; reading does not wait for them. A head that is
+        tied to the embedding is read first, wherever it is listed, and multiplied last. ``warm``: torch and
+        transformers are imported already.
+        """
+        steps: list[Step] = []
+        last: list[Step] = []
+        start = Step(0.0, rates.WARM_START_S if warm else rates.COLD_START_S, ring=False)
+        for place, group in enumerate(self._groups):
+            cached = group.residency == "cached"
+            read = 0.0 if cached else cost.load_s(group.disk_bytes, self._disk, self._devices[group.device])
+            compute = self._group_s(place, tuple(turns))
+            if group.format == "bf12":
+                compute += cost.encode_s(group.disk_bytes)
+            module = self._modules[group.module]
+            if cost.is_head(self._spec, module) and module.tied:
+                steps.insert(0, Step(read, 0.0, group.streamed))
+                last.append(Step(0.0, compute, ring=False))
+            else:
+                steps.append(Step(read, compute, group.streamed))
+        return first_sweep_s([start, *steps, *last], self._slots) + self._loop_s(turns)
+
+    def token_s(self, request: Request) -> float:
+        """Seconds of a token of each sequence, with the whole context in the cache."""
+        return self.sweep_s(self._token(request))
+
+    def predict(self, request: Request) -> Prediction:
+        """Seconds of the request's tokens, and what holds them up."""
+        prompt = footprint.prompt_tokens(request)
+        turn = Turn(request.batch, prompt, 0, request.batch, first=True)
+        in_decode = [group for group in self._groups if group.streamed and group.module not in self._idle]
+        return Prediction(
+            first_token_s=self.first_s((turn,), warm=request.warm),
+            token_s=self.token_s(request),
+            bottleneck=self._bottleneck(self._token(request)),
+            disk_bytes_per_token=sum(group.disk_bytes for group in in_decode),
+        )
+
+    @staticmethod
+    def _token(request: Request) -> tuple[Turn, ...]:
+        return (Turn(request.batch, 1, request.context, request.batch, encoded=request.context),)
+
+    def _steady_steps(self, turns: tuple[Turn, ...]) -> list[tuple[int, Step]]:
+        decoding = not any(turn.first for turn in turns)
+        steps: list[tuple[int, Step]] = []
+        heads: list[tuple[int, Step]] = []
+        for place, group in enumerate(self._groups):
+            if decoding and group.module in self._idle:
+                continue
+            compute = self._group_s(place, turns)
+            if group.residency == "cached":
+                compute += rates.ROW_READ_S * sum(turn.rows for turn in turns)
+            read = cost.read_s(group.disk_bytes, self._disk) if group.streamed else 0.0
+            head = cost.is_head(self._spec, self._modules[group.module])  # one tied to an embedding computes last
+            (heads if head else steps).append((place, Step(read, compute, group.streamed)))
+        return steps + heads
+
+    def _group_s(self, place: int, turns: tuple[Turn, ...]) -> float:
+        """Seconds that a group computes, what bringing it to its module takes included."""
+        seconds = sum(self._compute(place, turn) for turn in turns)
+        if self._groups[place].streamed:
+            seconds += rates.HANDOVER_S + cost.convert_s(self._converted[place], self._machine.ram)
+        return seconds
+
+    def _compute_s(self, place: int, turn: Turn) -> float:
+        group = self._groups[place]
+        module = self._modules[group.module]
+        encoder = group.module in self._idle
+        if encoder and not turn.first:
+            return 0.0
+        if cost.is_head(self._spec, module):
+            tokens = turn.scored
+        else:  # a decoder begins with one token, whatever the encoder sees
+            tokens = turn.rows * (1 if turn.first and self._spec.encoder_decoder and not encoder else turn.tokens)
+        own = self._own[group.module] is group
+        kv = turn.rows * module.cache.bytes_for(turn.past, encoder_tokens=turn.encoded) if own and turn.past else 0
+        return cost.compute_s(self._work[place], self._devices[group.device], tokens, kv)
+
+    @staticmethod
+    def _loop_s(turns: Sequence[Turn]) -> float:
+        return rates.TOKEN_OPERATIONS_S * len(turns)
+
+    def _bottleneck(self, turns: tuple[Turn, ...]) -> str:
+        """What takes most of a token: ``disk``, ``memory``, ``cpu matmul`` or ``gpuK memory``.
+
+        The CPU waits for memory where its matmuls reach seven tenths of the memory rate, and is itself the limit
+        elsewhere.
+        """
+        spent: dict[str, float] = {}
+        read = held = 0.0
+        for place, step in self._steady_steps(turns):
+            device = self._groups[place].device
+            spent[device] = spent.get(device, 0.0) + step.compute_s
+            read += step.read_s
+            held += self._work[place].bytes if device == "ram" else 0
+        if read > sum(spent.values()):
+            return "disk"
+        slowest = max(spent, key=lambda name: spent[name], default="ram")
+        if slowest != "ram":
+            return f"{slowest} memory"
+        return "memory" if held / self._machine.ram.bytes_per_s >= 0.7 * spent.get("ram", 0.0) else "cpu matmul"
