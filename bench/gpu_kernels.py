@@ -5,19 +5,19 @@
     TRITON_INTERPRET=1 PYTHONPATH=src python3 bench/gpu_kernels.py --emulate    the script itself, without a GPU
 
 Weights are taken in turn from copies that together exceed the L2 cache several times, in a CUDA graph, so that launches
-cost nothing. GB/s are bytes of weights; the physical limit is half of what a device-to-device copy moves
-(it reads and writes). Results are written as they come; the last line of stdout is JSON.
+cost nothing. GB/s are bytes of weights; the physical limit is what a copy within the device's memory
+reads and writes. Results are written as they come; the last line of stdout is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,14 @@ from outsize.models.formats import Packing
 SHAPES = ((4096, 4096), (8192, 8192), (14336, 4096))
 ROWS = (1, 2, 4, 8, 16, 64, 512)
 COPIES_BYTES = 512 << 20
-GEMV = [
-    (8, 128, 4),
-    (4, 128, 4),
-    (2, 128, 2),
-    (4, 128, 2),
-    (8, 256, 8),
-    (4, 256, 4),
-    (2, 256, 4),
-    (16, 128, 4),
-    (1, 256, 2),
+# Tiles to try: rows of the weight, words, warps; rows of the weight, warps, stages, programs per multiprocessor.
+GEMV = [(8, 128, 4), (4, 128, 4), (4, 256, 4), (2, 128, 2)]
+DOT = [
+    *((16, 2, stages, programs) for stages in (4, 6) for programs in (8.0, 16.0)),
+    *((32, warps, stages, programs) for warps in (2, 4) for stages in (3, 5) for programs in (0.0, 4.0, 8.0)),
+    *((64, 4, stages, programs) for stages in (3, 4, 5) for programs in (0.0, 2.0, 4.0)),
+    *((128, warps, 3, programs) for warps in (4, 8) for programs in (0.0, 2.0)),
 ]
-GEMM = [(32, 64, 4), (64, 64, 4), (32, 128, 4), (16, 128, 4), (16, 64, 2), (64, 128, 8)]
 
 
 def make(out: int, inputs: int, bits: int, dtype: torch.dtype, device: str) -> PackedWeight:
@@ -51,6 +47,11 @@ def make(out: int, inputs: int, bits: int, dtype: torch.dtype, device: str) -> P
     words = torch.randint(-(2**31), 2**31 - 1, (out, inputs * bits // 32), dtype=torch.int32, device=device)
     scale = (torch.rand(out, inputs // 128, device=device) * 0.01 + 0.001).to(dtype)
     return PackedWeight(words, scale, None, packing, (out, inputs))
+
+
+def copied(weight: PackedWeight) -> PackedWeight:
+    """The same numbers elsewhere in memory."""
+    return PackedWeight(weight.values.clone(), weight.scale.clone(), None, weight.packing, tuple(weight.shape))
 
 
 def seconds(call: Callable[[int], Any], copies: int, repeats: int = 5) -> float:
@@ -83,11 +84,11 @@ def eager_seconds(call: Callable[[int], Any], copies: int) -> float:
     return (time.perf_counter() - began) / copies
 
 
-def copy_rate() -> float:
-    """Bytes per second that a copy within the device's memory reads."""
+def memory_rate() -> float:
+    """Bytes per second of the device's memory: what a copy within it reads and writes."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return source.numel() / seconds(lambda index: target.copy_(source), 4)
+    return 2 * source.numel() / seconds(lambda index: target.copy_(source), 4)
 
 
 def error(x: torch.Tensor, weight: PackedWeight, y: torch.Tensor) -> float:
@@ -97,7 +98,9 @@ def error(x: torch.Tensor, weight: PackedWeight, y: torch.Tensor) -> float:
     return float((y.float() - want).abs().max() / want.abs().max())
 
 
-def measure(out: int, inputs: int, bits: int, rows: int, dtype: torch.dtype, rate: float) -> dict[str, Any]:
+def measure(
+    out: int, inputs: int, bits: int, rows: int, dtype: torch.dtype, rate: float, *, quick: bool = False
+) -> dict[str, Any]:
     """One shape, format and number of rows."""
     x = torch.randn(rows, inputs, device="cuda", dtype=dtype)
     if bits == 16:
@@ -107,41 +110,39 @@ def measure(out: int, inputs: int, bits: int, rows: int, dtype: torch.dtype, rat
         took = seconds(lambda i: torch.nn.functional.linear(x, dense[i]), copies)
         return {"us": took * 1e6, "gb_s": nbytes / took / 1e9, "share": nbytes / took / rate}
     weight = make(out, inputs, bits, dtype, "cuda")
-    nbytes = cuda.launch(rows, (out, inputs), weight.packing, weight.scale.element_size()).bytes_read
+    nbytes = weight.values.nbytes + weight.scale.nbytes
     copies = max(COPIES_BYTES // nbytes, 2)
-    weights = [weight] + [make(out, inputs, bits, dtype, "cuda") for _ in range(copies - 1)]
+    weights = [weight] + [copied(weight) for _ in range(copies - 1)]
     wrong = error(x, weight, cuda.linear(x, weight))
     took = seconds(lambda i: cuda.linear(x, weights[i]), copies)
+    if quick:
+        return {"us": took * 1e6, "gb_s": nbytes / took / 1e9, "share": nbytes / took / rate, "error": wrong}
     eager = eager_seconds(lambda i: cuda.linear(x, weights[i]), copies)
     return {"us": took * 1e6, "eager_us": eager * 1e6, "gb_s": nbytes / took / 1e9, "share": nbytes / took / rate,
             "error": wrong}  # fmt: skip
 
 
 def tune(rate: float, keep: Callable[[dict[str, Any]], None], deadline: float) -> None:
-    """All tile sizes in question, for 8192 x 8192."""
-    known = cuda.TILES[max(cuda.TILES)]
-    for bits in (4, 8):
-        for rows in (1, 4, 8, 2):
-            for tile in GEMV:
-                if time.monotonic() > deadline:
-                    return
-                cuda.TILES[9, 0] = replace(known, gemv=((8, *tile),))
-                keep(attempt({"tune": "gemv", "bits": bits, "rows": rows, "tile": tile}, 8192, 8192, bits, rows, rate))
-    for bits in (4, 8):
-        for rows in (4, 8, 16, 64):
-            for gemm in GEMM:
-                if time.monotonic() > deadline:
-                    return
-                cuda.TILES[9, 0] = replace(known, gemm=gemm)
-                real, cuda.GEMV_ROWS = cuda.GEMV_ROWS, 0
-                keep(attempt({"tune": "gemm", "bits": bits, "rows": rows, "tile": gemm}, 8192, 8192, bits, rows, rate))
-                cuda.GEMV_ROWS = real
+    """All tile sizes in question, for 4096 x 4096 and 8192 x 8192."""
+    for size, bits, rows in itertools.product((8192, 4096), (4, 8), (1, 16, 64, 8)):
+        for tile in DOT:
+            if time.monotonic() > deadline:
+                return
+            cuda.TILES[8, 0] = cuda.Tiles(gemv=(), dot=((64, *tile),))
+            row = {"tune": "dot", "size": size, "bits": bits, "rows": rows, "tile": tile}
+            keep(attempt(row, size, size, bits, rows, rate, quick=True))
+        for tile in GEMV if rows == 1 else ():
+            cuda.TILES[8, 0] = cuda.Tiles(gemv=((8, *tile),), dot=())
+            row = {"tune": "gemv", "size": size, "bits": bits, "rows": rows, "tile": tile}
+            keep(attempt(row, size, size, bits, rows, rate, quick=True))
 
 
-def attempt(row: dict[str, Any], out: int, inputs: int, bits: int, rows: int, rate: float) -> dict[str, Any]:
+def attempt(
+    row: dict[str, Any], out: int, inputs: int, bits: int, rows: int, rate: float, *, quick: bool = False
+) -> dict[str, Any]:
     """A measured row, or why there is none."""
     try:
-        return {**row, **measure(out, inputs, bits, rows, torch.float16, rate)}
+        return {**row, **measure(out, inputs, bits, rows, torch.float16, rate, quick=quick)}
     except Exception as failure:  # noqa: BLE001  the other cases are still worth having
         return {**row, "failure": f"{type(failure).__name__}: {str(failure)[:300]}"}
     finally:
@@ -168,10 +169,10 @@ def main() -> int:
     import triton
 
     deadline = time.monotonic() + args.seconds
-    rate = copy_rate()
+    rate = memory_rate()
     found: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
-        "copy_gb_s": rate / 1e9, "rows": [],
+        "memory_gb_s": rate / 1e9, "rows": [],
     }  # fmt: skip
 
     def keep(row: dict[str, Any]) -> None:

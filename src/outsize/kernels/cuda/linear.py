@@ -1,7 +1,8 @@
 """``linear`` with packed weights on a GPU: which kernel multiplies how many rows, and with which tiles.
 
-1 to 8 rows read every word once (``gemv``); up to 64 use matrix units on weights expanded in registers (``gemm``); more
-expand a part of the weight at a time into 16 bits and leave the product to cuBLAS (``expand``).
+Up to 64 rows are multiplied with matrix units on weights expanded in registers (``dot``), or, a few rows on cards where
+those do not pay, one by one (``gemv``). More rows expand a part of the weight at a time into 16 bits and leave the
+product to cuBLAS (``expand``).
 """
 
 from __future__ import annotations
@@ -19,53 +20,82 @@ from outsize.models.formats import Packing
 
 Tensor = torch.Tensor
 GEMV_ROWS = 8
-GEMM_ROWS = 64
+DOT_ROWS = 64
 LEAST_CAPABILITY = (7, 5)  # Turing: below that, Triton has no matrix units to compile for
 SCRATCH_BYTES = 64 << 20  # most that a weight multiplied out takes at a time
 WORD_BYTES = 4
+LEAST_WORDS = 16  # of a tile: what matrix units multiply at a time
+MOST_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
     """How a product is computed: which kernel, its grid, its tiles, and the bytes of weights that it reads."""
 
-    kernel: Literal["gemv", "gemm", "expand"]
-    grid: tuple[int, int]
-    blocks: tuple[int, ...]  # (N, words), (M, N, K) or (K,)
+    kernel: Literal["gemv", "dot", "expand"]
+    grid: tuple[int, int, int]
+    blocks: tuple[int, ...]  # (N, words), (M, N, words) or (K,)
     warps: int
+    stages: int
     bytes_read: int
+    tiles: int = 0  # of words, that one program takes
+    scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Tile sizes of one generation of cards: rows of the weight and words per program, and warps, by rows of x."""
+    """Tile sizes of one generation of cards.
 
-    gemv: tuple[tuple[int, int, int, int], ...]  # (most rows of x, BLOCK_N, BLOCK_W, warps)
-    gemm: tuple[int, int, int]  # (BLOCK_N, BLOCK_K, warps)
+    ``gemv``: most rows of x, rows of the weight and words per program, warps. ``dot``: most rows of x, rows of the
+    weight per program, warps, stages, and programs per multiprocessor below which K is divided between more.
+    """
+
+    gemv: tuple[tuple[int, int, int, int], ...]
+    dot: tuple[tuple[int, int, int, int, float], ...]
 
 
-# By compute capability, the highest that is not above the card's. Measured on 9.0 (bench/gpu_kernels.py --tune); the
-# others use the same until somebody measures there.
-DEFAULT_TILES = Tiles(gemv=((1, 8, 128, 4), (2, 8, 128, 4), (4, 4, 128, 4), (8, 2, 128, 2)), gemm=(32, 64, 4))
-TILES: dict[tuple[int, int], Tiles] = {(7, 5): DEFAULT_TILES}
+# By compute capability, the highest that is not above the card's (bench/gpu_kernels.py --tune).
+DOT = ((16, 32, 4, 4, 4.0), (32, 64, 4, 4, 2.0), (64, 64, 4, 3, 2.0))
+TILES: dict[tuple[int, int], Tiles] = {
+    (7, 5): Tiles(gemv=((1, 4, 128, 4), (2, 4, 128, 4), (4, 8, 128, 4), (8, 4, 128, 4)), dot=DOT),
+    (8, 0): Tiles(gemv=(), dot=DOT),
+}
 
 
 def launch(
-    rows: int, shape: tuple[int, int], packing: Packing, scale_bytes: int, capability: tuple[int, int] = (7, 5)
+    rows: int,
+    shape: tuple[int, int],
+    packing: Packing,
+    scale_bytes: int,
+    capability: tuple[int, int] = (7, 5),
+    processors: int = 72,
+    *,
+    wide: bool = False,
 ) -> Launch:
-    """The launch for x [rows, K] and a weight [N, K]. ``scale_bytes``: of one scale. Pure."""
+    """The launch for x [rows, K] and a weight [N, K]. ``scale_bytes``: of one scale; ``wide``: x is fp32. Pure."""
     out, inputs = shape
     words = -(-inputs * packing.bits // 32)
     tiles = TILES[max(known for known in TILES if known <= capability)]
     read = out * (words * WORD_BYTES + packing.groups(inputs) * scale_bytes)
-    if rows <= GEMV_ROWS:
-        _, block_n, block_w, warps = next(tile for tile in tiles.gemv if rows <= tile[0])
-        return Launch("gemv", (-(-out // block_n), 1), (block_n, block_w), warps, read)
-    if rows <= GEMM_ROWS:
-        block_n, block_k, warps = tiles.gemm
-        block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
-        return Launch("gemm", (-(-out // block_n), -(-rows // block_m)), (block_m, block_n, block_k), warps, read)
-    return Launch("expand", (out, -(-inputs // 1024)), (1024,), 4, read)
+    gemv = next((tile for tile in tiles.gemv or (TILES[7, 5].gemv if wide else ()) if rows <= tile[0]), None)
+    if gemv is not None:
+        _, block_n, block_w, warps = gemv
+        return Launch("gemv", (-(-out // block_n), 1, 1), (block_n, block_w), warps, 2, read)
+    if wide or rows > DOT_ROWS:
+        return Launch("expand", (out, -(-inputs // 1024), 1), (1024,), 4, 2, read)
+    _, block_n, warps, stages, programs = next(tile for tile in tiles.dot if rows <= tile[0])
+    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    group_words = packing.group * packing.bits // 32 if packing.group < inputs else 128 * packing.bits // 32
+    scaled = group_words < LEAST_WORDS
+    block_w = 128 * packing.bits // 32
+    while group_words % block_w and not scaled:
+        block_w //= 2
+    steps = -(-words // block_w)
+    across = -(-out // block_n) * -(-rows // block_m)
+    parts = min(max(int(programs * processors / across), 1), MOST_PARTS, steps)
+    each = -(-steps // parts)
+    grid = (-(-out // block_n), -(-rows // block_m), -(-steps // each))
+    return Launch("dot", grid, (block_m, block_n, block_w), warps, stages, read, each, scaled)
 
 
 @cache
@@ -78,6 +108,12 @@ def interpreted() -> bool:
 def capability(device: torch.device) -> tuple[int, int]:
     """The compute capability of a card."""
     return (7, 5) if device.type == "cpu" else torch.cuda.get_device_capability(device)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """The multiprocessors of a card."""
+    return 72 if device.type == "cpu" else int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache
@@ -111,12 +147,16 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
     out, inputs = weight.shape
     flat = x.reshape(-1, inputs)
     flat = flat if flat.is_contiguous() else flat.contiguous()
-    how = launch(len(flat), (out, inputs), weight.packing, weight.scale.element_size(), capability(x.device))
-    if how.kernel == "expand" or (x.dtype == torch.float32 and how.kernel == "gemm"):
+    card = x.device
+    how = launch(
+        len(flat), (out, inputs), weight.packing, weight.scale.element_size(), capability(card), processors(card),
+        wide=x.dtype == torch.float32,
+    )  # fmt: skip
+    if how.kernel == "expand":
         y = _expanded(flat, weight, bias)
     else:
         y = flat.new_empty((len(flat), out))
-        (_gemv if how.kernel == "gemv" else _gemm)(how, flat, weight, bias, y)
+        (_gemv if how.kernel == "gemv" else _dot)(how, flat, weight, bias, y)
     return y.view(*x.shape[:-1], out)
 
 
@@ -126,34 +166,53 @@ def _words(weight: Any) -> Tensor:
 
 
 def _gemv(how: Launch, x: Tensor, weight: Any, bias: Tensor | None, y: Tensor) -> None:
-    from outsize.kernels.cuda.triton_kernels import gemv_kernel, spread_kernel
+    from outsize.kernels.cuda.triton_kernels import gemv_kernel
 
     packing, words = weight.packing, _words(weight)
     rows, inputs = x.shape
     width = words.shape[1]
     padded = 1 << (rows - 1).bit_length()
-    planes = x.new_empty((padded, 32 // packing.bits, width), dtype=torch.float32)
-    spread_kernel[(padded, -(-width // 256))](x, planes, rows, inputs, width, BITS=packing.bits, BLOCK=256, num_warps=4)
+    planes = _spread(x, padded, packing.bits, width, torch.float32)
     block_n, block_w = how.blocks
     group_words = max(packing.group * packing.bits // 32, 1) if packing.group < inputs else width
-    gemv_kernel[how.grid[:1]](
+    gemv_kernel[how.grid](
         planes, words, weight.scale, x if bias is None else bias, y, rows, len(words), width,
         weight.scale.shape[1], group_words, M=padded, BITS=packing.bits, SIGNED=not packing.words,
         HAS_BIAS=bias is not None, BLOCK_N=block_n, BLOCK_W=block_w, num_warps=how.warps,
     )  # fmt: skip
 
 
-def _gemm(how: Launch, x: Tensor, weight: Any, bias: Tensor | None, y: Tensor) -> None:
-    from outsize.kernels.cuda.triton_kernels import gemm_kernel
+def _spread(x: Tensor, padded: int, bits: int, width: int, dtype: torch.dtype) -> Tensor:
+    """x [rows, K] as [P, padded, W]: the inputs that the j-th integers of words multiply, for each j."""
+    from outsize.kernels.cuda.triton_kernels import spread_kernel
+
+    planes = torch.empty((32 // bits, padded, width), dtype=dtype, device=x.device)
+    spread_kernel[(padded, -(-width // 256))](
+        x, planes, len(x), padded, x.shape[1], width, BITS=bits, DIVIDED=dtype == torch.float32, BLOCK=256, num_warps=4
+    )
+    return planes
+
+
+def _dot(how: Launch, x: Tensor, weight: Any, bias: Tensor | None, y: Tensor) -> None:
+    from outsize.kernels.cuda.triton_kernels import dot_kernel, sum_kernel
 
     packing, words = weight.packing, _words(weight)
-    rows, inputs = x.shape
-    block_m, block_n, block_k = how.blocks
-    gemm_kernel[how.grid](
-        x, words, weight.scale, x if bias is None else bias, y, rows, len(words), inputs, words.shape[1],
-        weight.scale.shape[1], packing.group, BITS=packing.bits, SIGNED=not packing.words, HAS_BIAS=bias is not None,
-        WIDE=interpreted(), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=how.warps,
+    (rows, inputs), (out, width) = x.shape, words.shape
+    block_m, block_n, block_w = how.blocks
+    parts = how.grid[2]
+    to = y if parts == 1 else torch.empty((parts, rows, out), dtype=torch.float32, device=x.device)
+    group_words = packing.group * packing.bits // 32 if packing.group < inputs else max(width, block_w)
+    dot_kernel[how.grid](
+        _spread(x, rows, packing.bits, width, x.dtype), words, weight.scale, x if bias is None else bias, to,
+        rows, out, width, weight.scale.shape[1], group_words, how.tiles, BITS=packing.bits, SIGNED=not packing.words,
+        HAS_BIAS=bias is not None and parts == 1, SCALED=how.scaled, PARTIAL=parts > 1, WIDE=interpreted(),
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_W=block_w, num_warps=how.warps, num_stages=how.stages,
     )  # fmt: skip
+    if parts > 1:
+        sum_kernel[(-(-rows * out // 1024),)](
+            to, x if bias is None else bias, y, rows * out, out, HAS_BIAS=bias is not None, PARTS=parts, BLOCK=1024,
+            num_warps=4,
+        )  # fmt: skip
 
 
 def _expanded(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
