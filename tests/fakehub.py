@@ -23,7 +23,7 @@ class FakeHub:
     Retry-After); ``sha`` is what it calls the commit; ``fail_next`` the next
     so many file requests with 500; ``cut_next`` closes the next so many bodies half-way; ``short_next`` lets the next
     so many ranges seem complete at half their length; ``hang_s`` waits before each answer; ``ignore_ranges`` sends
-    whole files; ``spoil`` flips the last byte of the files named, for so many times.
+    whole files; ``headers`` go with every answer; ``spoil`` flips the last byte of the files named, for so many times.
     """
 
     def __init__(self) -> None:
@@ -39,6 +39,7 @@ class FakeHub:
         self.short_next = 0
         self.hang_s = 0.0
         self.ignore_ranges = False
+        self.headers: dict[str, str] = {}
         self.spoil: dict[str, int] = {}
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
@@ -129,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
         hub = self.hub
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+        for name, value in {**headers, **hub.headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if body:

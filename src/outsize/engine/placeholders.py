@@ -80,7 +80,7 @@ class AbsentTensor(_NoStorage):
 
 
 class RowsOnDisk(_NoStorage):
-    """An embedding's weight that rests on disk: a look-up reads the rows that it needs, any other use is an error.
+    """An embedding's weight that rests on disk: a look-up or an index reads the rows that it needs, others read all.
 
     ``read_rows(unique row numbers, ascending)`` gives [rows, width].
     """
@@ -106,7 +106,10 @@ class RowsOnDisk(_NoStorage):
     ) -> Any:
         if func is functional.embedding and isinstance(args[1], cls):
             return args[1].look_up(args[0])
-        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], cls):
+            return args[0].at(args[1])
+        with torch._C.DisableTorchFunctionSubclass():  # what comes out is a plain tensor
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -114,10 +117,10 @@ class RowsOnDisk(_NoStorage):
     ) -> Any:
         if str(func) in PASSIVE:
             return args[0]
-        raise next(a for a in args if isinstance(a, cls)).refusal()
+        return func(*tree_map_only(cls, cls.all_rows, args), **tree_map_only(cls, cls.all_rows, kwargs or {}))
 
     def refusal(self) -> OutsizeError:
-        """That it is more than rows that were asked for."""
+        """That it has no bytes in memory."""
         return OutsizeError(f"{self.weight_name} rests on disk and is looked up by row only")
 
     def look_up(self, ids: torch.Tensor) -> torch.Tensor:
@@ -127,3 +130,16 @@ class RowsOnDisk(_NoStorage):
             raise IndexError(f"token ids must be in 0..{self.shape[0] - 1}, not {int(unique[0])}..{int(unique[-1])}")
         rows = self.read_rows(unique.tolist())
         return rows[where.to(rows.device)].to(ids.device)  # [*ids.shape, width]
+
+    def at(self, index: Any) -> torch.Tensor:
+        """What ``weight[index]`` is: only the rows that the first dimension's index names are read."""
+        first, *others = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, int) and -self.shape[0] <= first < self.shape[0]:
+            return self.look_up(torch.tensor(first % self.shape[0]))[tuple(others)]
+        if isinstance(first, slice):
+            return self.look_up(torch.arange(*first.indices(self.shape[0])))[(slice(None), *others)]
+        return self.all_rows()[index]
+
+    def all_rows(self) -> torch.Tensor:
+        """The whole weight, for code of a model that no survey saw use it so: [rows, width]."""
+        return self.look_up(torch.arange(self.shape[0]))

@@ -24,6 +24,7 @@ from outsize.errors import (
     UntrustedModel,
 )
 from outsize.models.files import download as downloading
+from outsize.models.files import http_bounds
 from outsize.models.files import hub as hub_module
 from outsize.models.files.download import download
 from outsize.models.files.folder import open_folder
@@ -310,7 +311,62 @@ def test_waits_on_the_way_to_a_file_are_bounded(hub: FakeHub, monkeypatch: pytes
     hub.status, hub.retry_after = 429, "86400"
     with pytest.raises(HubUnreachable), hub_module.translated("some/model"):
         http_backoff("GET", hub.url)
-    assert sum(waited) <= hub_module.MOST_WAIT_S
+    assert sum(waited) <= http_bounds.MOST_WAIT_S
+
+
+@pytest.mark.parametrize("act", [remote_model, download])
+def test_a_hub_that_does_not_answer_in_time(
+    hub: FakeHub, act: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    hub.hang_s = 0.3
+    monkeypatch.setattr(http_bounds, "ANSWER_S", 0.05)
+    with pytest.raises(HubUnreachable, match="takes longer than"):
+        act("some/model")
+
+
+@pytest.mark.parametrize("act", [remote_model, download])
+def test_an_answer_that_is_encoded_unasked(hub: FakeHub, act: Callable[[str], object]) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    hub.headers["Content-Encoding"] = "gzip"
+    with pytest.raises(HubUnreachable, match="encodes its answer"):
+        act("some/model")
+
+
+def test_a_description_without_end(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    monkeypatch.setattr(http_bounds, "MOST_API_BYTES", 100)
+    with pytest.raises(HubUnreachable, match="sends more than it should; need at most 100 bytes"):
+        remote_model("some/model")
+
+
+def test_a_file_that_is_longer_than_it_may_be(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    monkeypatch.setattr(downloading, "MOST_CONFIG_BYTES", 2)
+    with pytest.raises(HubUnreachable, match="sends more than it should"):
+        download("some/model")
+
+
+def test_a_file_that_drips(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_bounds, "ANSWER_S", -1.0)
+    pieces = http_bounds._bounded_stream([b"x" * 10**6, b"x"], "some/model", None)
+    monkeypatch.setattr(http_bounds, "LEAST_RATE", 1e6)
+    taken = iter(pieces)
+    assert len(next(taken)) == 10**6
+    monkeypatch.setattr(http_bounds, "LEAST_RATE", 1e12)
+    with pytest.raises(HubUnreachable, match="sends less than"):
+        next(taken)
+
+
+def test_bounds_within_bounds_leave_the_session_as_it_was(hub: FakeHub) -> None:
+    from huggingface_hub.utils import get_session
+
+    with hub_module.translated("a/b"):
+        outer = get_session().send
+        with hub_module.translated("a/b"):
+            assert get_session().send is not outer
+        assert get_session().send is outer
+    assert "send" not in vars(get_session())
 
 
 @pytest.mark.parametrize("sha", ["../../../evil", "", "main", "/tmp/evil"])

@@ -12,6 +12,7 @@ from typing import Any
 from outsize.errors import DamagedModel, DoesNotFit, ModelNotFound
 from outsize.models.files.folder import CONFIG
 from outsize.models.files.hub import HubFile, RemoteFiles, Repository, repository, translated
+from outsize.models.files.parse_json import MOST_CONFIG_BYTES
 from outsize.models.files.small_files import LARGEST_SMALL, SMALL_SUFFIXES
 
 MOST_SMALL = 1000  # small files of a repository, each of which is a request; models have some ten
@@ -103,7 +104,7 @@ def fetch_file(
     A file that arrives wrong is removed and fetched once more. Raises as ``download`` does.
     """
     for _ in range(2):
-        path = Path(_fetch(files.model_id, file.name, files.commit, token, report, cache))
+        path = Path(_fetch(files.model_id, file.name, files.commit, token, file.size, report, cache))
         if path.stat().st_size == file.size and (not file.sha256 or sha256_of(path) == file.sha256):
             return path
         path.resolve().unlink()
@@ -125,7 +126,7 @@ def fetch_config(model_id: str, revision: str | None = None, token: str | None =
 
     Raises as ``download`` does.
     """
-    return Path(_fetch(model_id, CONFIG, revision, token, lambda _: None))
+    return Path(_fetch(model_id, CONFIG, revision, token, MOST_CONFIG_BYTES, lambda _: None))
 
 
 def _fetch(
@@ -133,10 +134,11 @@ def _fetch(
     name: str,
     revision: str | None,
     token: str | None,
+    most: int,
     report: Callable[[int], None],
     cache: Path | None = None,
 ) -> str:
-    """One file into the cache, through huggingface_hub."""
+    """One file of at most ``most`` bytes into the cache, through huggingface_hub."""
     from huggingface_hub import hf_hub_download
     from tqdm import tqdm
 
@@ -152,7 +154,7 @@ def _fetch(
             report(int(n or 0))
 
     try:
-        with translated(model_id, revision, name):
+        with translated(model_id, revision, name, most):
             return hf_hub_download(model_id, name, revision=revision, token=token, tqdm_class=Reporter, cache_dir=cache)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

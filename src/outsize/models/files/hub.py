@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from outsize.errors import HubUnreachable, ModelChanged, ModelNotFound, OutsizeError
 from outsize.models.files.byte_source import ByteSource
@@ -25,13 +24,11 @@ from outsize.models.files.folder import (
     shards_of,
     weights_file,
 )
+from outsize.models.files.http_bounds import CHECK_NETWORK, RETRY_STATUS, bounded
 
 TIMEOUT_S = 10.0  # without a byte
 RETRIES = 3  # of one read, each resuming where the last broke off
 RETRY_WAIT_S = 1.0  # before the first retry, doubled for each
-RETRY_STATUS = (408, 429, 500, 502, 503, 504)
-MOST_WAIT_S = 60.0  # that a hub may make us wait with one request and its repetitions
-CHECK_NETWORK = "check the network and HF_ENDPOINT; models in the local cache need no hub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +189,20 @@ class RemoteFile:
 
 
 @contextmanager
-def translated(model_id: str, revision: str | None = None, name: str = "a file") -> Iterator[None]:
-    """Errors of huggingface_hub and of its HTTP client, as ours: ModelNotFound or HubUnreachable."""
+def translated(
+    model_id: str, revision: str | None = None, name: str = "a file", most: int | None = None
+) -> Iterator[None]:
+    """Errors of huggingface_hub and of its HTTP client, as ours: ModelNotFound or HubUnreachable.
+
+    A file that is downloaded meanwhile may have ``most`` bytes.
+    """
     import httpx2
     from huggingface_hub.errors import FileMetadataError
 
     network = (httpx2.HTTPError, httpx2.InvalidURL, FileMetadataError, ConnectionError, TimeoutError)
     at = f"{model_id} at {revision}" if revision else model_id
     try:
-        with _bounded_waits(at):
+        with bounded(at, most):
             yield
     except OutsizeError:
         raise
@@ -214,39 +216,6 @@ def translated(model_id: str, revision: str | None = None, name: str = "a file")
         if ours is None:
             raise
         raise ours from error
-
-
-@contextmanager
-def _bounded_waits(at: str) -> Iterator[None]:
-    """huggingface_hub repeats requests and obeys a hub that asks to wait, for a day if need be: ended after a minute.
-
-    It says on stderr itself that it waits. Raises HubUnreachable.
-    """
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
-    from huggingface_hub.utils._http import parse_ratelimit_headers
-
-    end = time.monotonic() + MOST_WAIT_S
-
-    def look(response: Any) -> None:
-        if response.status_code not in RETRY_STATUS:
-            return
-        asked = response.headers.get("Retry-After", "")
-        limits = parse_ratelimit_headers(response.headers)
-        wait = max(int(asked) if asked.isdecimal() else 0, limits.reset_in_seconds if limits is not None else 0)
-        if time.monotonic() + wait > end:
-            what = f"{at}: the hub answers with error {response.status_code}"
-            what += f" and asks to wait {wait} s" if wait else " again and again"
-            remedy = "later again; with HF_TOKEN set, limits are higher"
-            raise HubUnreachable(what, need=f"at most {MOST_WAIT_S:.0f} s", remedy=remedy)
-
-    session = get_session()
-    hooks = session.event_hooks
-    session.event_hooks = {**hooks, "response": [*hooks.get("response", ()), look]}
-    try:
-        yield
-    finally:
-        if not session.is_closed:
-            session.event_hooks = hooks
 
 
 def _refused(error: Exception, at: str, name: str) -> OutsizeError | None:

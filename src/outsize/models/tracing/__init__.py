@@ -78,7 +78,7 @@ def _check_layers(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if isinstance(value, Mapping):
             _check_layers(value)
-        elif "layer" in str(name) and isinstance(value, int) and value > MOST_LAYERS and "size" not in name:
+        elif "layer" in str(name) and isinstance(value, int) and value > MOST_LAYERS and "size" not in str(name):
             raise DamagedModel(f"config.json: {name} is {value}", need=f"at most {MOST_LAYERS}")
 
 
@@ -238,7 +238,15 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
         )
         for w in unit.weights
     )
-    return ModuleSpec(unit.name, unit.role, unit.stack, tensors, measured.cache[unit.name], unit.tied)
+    role = unit.role
+    if role == "embedding" and not unit.tied and not all(_by_rows(w, measured) for w in unit.weights):
+        role = "other"  # a table that is used as a whole, or put together from several, cannot rest on disk
+    return ModuleSpec(unit.name, role, unit.stack, tensors, measured.cache[unit.name], unit.tied)
+
+
+def _by_rows(weight: Weight, measured: Measured) -> bool:
+    """Whether no more than rows of a weight are used, and they lie somewhere as they are."""
+    return weight.name in measured.turns.looked_up and len(list(sources(weight.expression))) == 1
 
 
 def _span(weight: Weight) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
@@ -17,6 +19,7 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 from outsize.errors import UnsupportedModel
 from outsize.models.spec import CacheSpec, WorkspaceSpec
 from outsize.models.tracing.cache_argument import cache_in
+from outsize.models.tracing.inputs import inputs_of
 from outsize.models.tracing.spans import Turns
 
 # Lengths of the rehearsed prompts: three points fix a polynomial of the second degree, and they are short enough for
@@ -26,6 +29,8 @@ LENGTHS = (8, 40, 104)
 # How a number leaves a tensor. Under inference_mode composite operations arrive themselves, not what they consist of.
 _ATEN = torch.ops.aten
 QUESTIONS = frozenset({_ATEN._local_scalar_dense.default, _ATEN.item.default, _ATEN.is_nonzero.default})
+ALL_NONZERO: Any = torch.fx.experimental._config  # its option for masks on ``meta``: they select all that they may
+GROUPED = getattr(_ATEN, "_grouped_mm", None)  # multiplication by several experts' matrices; not in every torch
 
 Watched = tuple[str, tuple[nn.Module, ...], str, str]  # name, modules, role, stack
 
@@ -48,16 +53,20 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
     run on shapes alone.
     """
     on_meta = _meta_buffers(model)
+    first: Exception | None = None
     try:
-        turns = Turns(model)
-        passes = [_forward(model, LENGTHS[0], units, turns)]
-        turns.close()
-        passes += [_forward(model, length, units) for length in LENGTHS[1:]]
-        bare = [_forward(model, length, units, cached=False) for length in LENGTHS]
-    except Exception as error:
-        raise UnsupportedModel(
-            f"{type(model).__name__} cannot be measured on shapes alone: {type(error).__name__}: {error}"
-        ) from error
+        for inputs in zip(*(inputs_of(model, length) for length in LENGTHS), strict=True):
+            try:
+                with closing(Turns(model)) as turns:
+                    passes = [_forward(model, inputs[0], units, turns)]
+                passes += [_forward(model, longer, units) for longer in inputs[1:]]
+                bare = [_forward(model, each, units, cached=False) for each in inputs]
+                break
+            except Exception as error:  # noqa: BLE001  a model may want other inputs in as many ways as there are models
+                first = first or error
+        else:
+            what = f"{type(model).__name__} cannot be measured on shapes alone"
+            raise UnsupportedModel(f"{what}: {type(first).__name__}: {first}") from first
     finally:
         for module, name, buffer in on_meta:
             module._buffers[name] = buffer
@@ -68,8 +77,8 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
     layers = [_cache_spec(sizes) for sizes in zip(*(p.cache for p in passes), strict=True)]
     if len(layers) == len(decoders):
         cache.update(zip(decoders, layers, strict=True))
-    elif decoders:  # layers that share caches, or have none: the sum is what counts, on the first block
-        cache[decoders[0]] = _sum(layers)
+    elif layers:  # layers that share caches, or that are no blocks: the sum is what counts, on the first block
+        cache[next(iter(decoders), units[0][0])] = _sum(layers)
     peaks = [max(kept.peak, passed.peak) for kept, passed in zip(passes, bare, strict=True)]
     return Measured((*order, *missing), cache, _fit(peaks), _fit([p.resting for p in bare]), turns)
 
@@ -102,7 +111,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in QUESTIONS and args[0].is_meta:
             return 0  # a question about data (is any token padding?): the plain answer is no
         if self.turns is not None:
-            self.turns.note(args, kwargs)
+            self.turns.note(func, args, kwargs)
         result = self._run(func, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -127,6 +136,10 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key is not None and key in self._made:
             shape, strides, dtype = self._made[key]
             return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        if GROUPED is not None and func is GROUPED.default:
+            # On ``meta`` it demands bfloat16, as GPUs do; CPUs take any floats.
+            rows, matrices = args[0], args[1]  # [rows, in], [experts, in, out]
+            return rows.new_empty(rows.shape[0], matrices.shape[-1])
         result = func(*args, **kwargs)
         if key is not None and isinstance(result, torch.Tensor) and result.is_meta:
             self._made[key] = (result.shape, result.stride(), result.dtype)
@@ -163,7 +176,12 @@ def _question(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _forward(
-    model: PreTrainedModel, length: int, units: Sequence[Watched], turns: Turns | None = None, *, cached: bool = True
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    units: Sequence[Watched],
+    turns: Turns | None = None,
+    *,
+    cached: bool = True,
 ) -> _Pass:
     order: list[str] = []
     hooks = []
@@ -184,16 +202,10 @@ def _forward(
         for module in (model.modules() if not cached else ())
         if any(weight is not None for weight in module._parameters.values())
     ]
-    accepted = inspect.signature(model.forward).parameters
-    ids = torch.zeros((1, length), dtype=torch.long, device="meta")
-    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": cached}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
-    if "logits_to_keep" in accepted:
-        inputs["logits_to_keep"] = 1  # as generate() does
-    inputs = {k: v for k, v in inputs.items() if k in accepted or k == "input_ids"}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs = {**inputs, "use_cache": cached}
     try:
-        with torch.inference_mode(), live:
+        with torch.inference_mode(), live, ALL_NONZERO.patch(meta_nonzero_assume_all_nonzero=True):
             out = model(**inputs)
     finally:
         for hook in hooks:
@@ -238,7 +250,7 @@ def _cache_spec(sizes: tuple[tuple[int, int, int | None], ...]) -> CacheSpec:
     (own, cross, window), (own2, cross2, _) = sizes[0], sizes[1]
     span = LENGTHS[1] - LENGTHS[0]
     per_token, per_cross = (own2 - own) // span, (cross2 - cross) // span
-    return CacheSpec(per_token, window, per_cross, own - per_token * LENGTHS[0])
+    return CacheSpec(per_token, window, per_cross, own + cross - (per_token + per_cross) * LENGTHS[0])
 
 
 def _sum(layers: Sequence[CacheSpec]) -> CacheSpec:

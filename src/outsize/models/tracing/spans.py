@@ -1,4 +1,4 @@
-"""When each module computes in a forward pass, and whose weights are used while it does not."""
+"""When each module computes in a forward pass, whose weights are used while it does not, and which are looked up."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+ROWS = (torch.ops.aten.embedding.default, torch.ops.aten.select.int, torch.ops.aten.slice.Tensor)
+_WRAPPING = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
 
 class Turns:
     """When each module that owns weights was computing, and whose weights were used while it was not.
 
     ``spans``: module -> first and last moment of all its calls, counted in calls. ``strays``: names of parameters that
     an operation took while their module was not computing: code of the model reaches for them past the module.
+    ``looked_up``: names of parameters of which no operation took more than rows.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.spans: dict[int, tuple[int, int]] = {}
         self.strays: set[str] = set()
+        self._rows: set[str] = set()
+        self._wholes: set[str] = set()
         self._clock = 0
         self._active: dict[int, int] = {}
         self._owners: dict[int, tuple[str, int]] = {}
@@ -31,11 +37,18 @@ class Turns:
                 self._hooks.append(module.register_forward_pre_hook(self._enter))
                 self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
-    def note(self, args: Any, kwargs: Any) -> None:
+    @property
+    def looked_up(self) -> set[str]:
+        """See the class."""
+        return self._rows - self._wholes
+
+    def note(self, func: Any, args: Any, kwargs: Any) -> None:
         """Looks at the arguments of one operation."""
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, nn.Parameter) or (isinstance(leaf, torch.Tensor) and leaf._is_view()):
                 name, owner = self._owners.get(leaf.untyped_storage()._cdata, ("", 0))
+                if name and func not in _WRAPPING:
+                    (self._rows if func in ROWS or leaf._is_view() else self._wholes).add(name)
                 if owner and not self._active.get(owner):
                     self.strays.add(name)
 

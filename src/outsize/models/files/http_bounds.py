@@ -1,0 +1,102 @@
+"""Bounds on what a hub may do with the HTTP client of huggingface_hub: time, waits, sizes and encodings of answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from outsize.errors import HubUnreachable
+from outsize.models.time_limit import time_limit
+
+RETRY_STATUS = (408, 429, 500, 502, 503, 504)
+MOST_WAIT_S = 60.0  # that a hub may make us wait with one request and its repetitions
+ANSWER_S = 20.0  # until the headers of an answer are there, and for the whole of one that is no file
+LEAST_RATE = 1000  # bytes per second of a file, over each ANSWER_S
+MOST_API_BYTES = 64 << 20  # of an answer that is no file: descriptions of models with thousands of shards take a few MB
+CHECK_NETWORK = "check the network and HF_ENDPOINT; models in the local cache need no hub"
+
+
+@contextmanager
+def bounded(at: str, most: int | None = None) -> Iterator[None]:
+    """Bounds all requests of huggingface_hub's session, which by itself obeys a hub that asks to wait for a day.
+
+    ``most``: bytes of a file that is downloaded. huggingface_hub says on stderr itself that it waits.
+    Raises HubUnreachable, about ``at``.
+    """
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    end = time.monotonic() + MOST_WAIT_S
+    session = get_session()
+    send, own = session.send, "send" in vars(session)
+
+    def late() -> HubUnreachable:
+        return HubUnreachable(f"{at}: the hub takes longer than {ANSWER_S:.0f} s to answer", remedy=CHECK_NETWORK)
+
+    def bounded_send(request: Any, *, stream: bool = False, **keywords: Any) -> Any:
+        request.headers["Accept-Encoding"] = "identity"  # a small answer cannot become a large one
+        with time_limit(ANSWER_S, late):
+            response = send(request, stream=True, **keywords)
+        try:
+            _check_wait(response, at, end)
+            if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+                raise HubUnreachable(f"{at}: the hub encodes its answer, unasked", remedy=CHECK_NETWORK)
+            response.stream = _bounded_stream(response.stream, at, most if stream else MOST_API_BYTES)
+            if not stream:
+                with time_limit(ANSWER_S, late):
+                    response.read()
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    vars(session)["send"] = bounded_send
+    try:
+        yield
+    finally:
+        if own:  # within another block
+            vars(session)["send"] = send
+        else:
+            del vars(session)["send"]
+
+
+def _bounded_stream(stream: Any, at: str, most: int | None) -> Any:
+    """The bytes of an answer, for as long as they are not too many and do not drip."""
+    import httpx2
+
+    class BoundedStream(httpx2.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            total, in_window, began = 0, 0, time.monotonic()
+            for piece in stream:
+                total += len(piece)
+                in_window += len(piece)
+                if most is not None and total > most:
+                    raise HubUnreachable(f"{at}: the hub sends more than it should", need=f"at most {most} bytes")
+                if (passed := time.monotonic() - began) > ANSWER_S:
+                    if in_window < LEAST_RATE * passed:
+                        what = f"{at}: the hub sends less than {LEAST_RATE} bytes per second"
+                        raise HubUnreachable(what, remedy=CHECK_NETWORK)
+                    in_window, began = 0, time.monotonic()
+                yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+    return BoundedStream()
+
+
+def _check_wait(response: Any, at: str, end: float) -> None:
+    """Raises HubUnreachable for an answer that asks to wait past ``end``."""
+    from huggingface_hub.utils._http import parse_ratelimit_headers
+
+    if response.status_code not in RETRY_STATUS:
+        return
+    asked = response.headers.get("Retry-After", "")
+    limits = parse_ratelimit_headers(response.headers)
+    wait = max(int(asked) if asked.isdecimal() else 0, limits.reset_in_seconds if limits is not None else 0)
+    if time.monotonic() + wait > end:
+        what = f"{at}: the hub answers with error {response.status_code}"
+        what += f" and asks to wait {wait} s" if wait else " again and again"
+        remedy = "later again; with HF_TOKEN set, limits are higher"
+        raise HubUnreachable(what, need=f"at most {MOST_WAIT_S:.0f} s", remedy=remedy)
