@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,17 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(GIB // 2, GIB)
         advance(GIB, GIB)
     assert "100%" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("version", "state"), [("3.6.0", "ok"), (None, "note")])
+def test_doctor_says_what_multiplies_on_gpus(version: str | None, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(name: str) -> str:
+        if version is None:
+            raise command_doctor.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(command_doctor.metadata, "version", found)
+    (check,) = command_doctor.gpu_kernels_in_use(MACHINE)
+    assert check.state == state
+    assert (version or "plain torch") in check.value
+    assert not list(command_doctor.gpu_kernels_in_use(replace(MACHINE, devices=MACHINE.devices[1:])))

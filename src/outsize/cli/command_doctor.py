@@ -73,6 +73,7 @@ def examine(models: Path) -> Iterator[Check]:
     yield from drive(machine, models)
     yield measured()
     yield kernels_in_use()
+    yield from gpu_kernels_in_use(machine)
 
 
 def libraries() -> Iterator[Check]:
@@ -197,3 +198,16 @@ def kernels_in_use() -> Check:
     except Exception as error:  # noqa: BLE001  a broken torch was said already
         return Check("CPU kernels", f"not known: {error}", "broken")
     return Check("CPU kernels", value, "note" if remedy else "ok", remedy)
+
+
+def gpu_kernels_in_use(machine: Machine) -> Iterator[Check]:
+    """What multiplies packed weights on the GPUs, where there are some: Triton's kernels, or plain torch."""
+    if not any(not gpu.emulated for gpu in machine.gpus):
+        return
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        value = "plain torch, which unpacks int8 and int4 weights for every use: 10 to 30 times slower"
+        yield Check("GPU kernels", value, "note", "pip install triton, of the version that this torch wants")
+    else:
+        yield Check("GPU kernels", f"Triton {version}, for int8 and int4 weights")

@@ -19,9 +19,7 @@ from torch.nn import functional
 from outsize.models.formats import Packing
 
 Tensor = torch.Tensor
-GEMV_ROWS = 8
-DOT_ROWS = 64
-LEAST_CAPABILITY = (7, 5)  # Turing: below that, Triton has no matrix units to compile for
+LEAST_CAPABILITY = (7, 5)  # Turing: below that, Triton compiles nothing
 SCRATCH_BYTES = 64 << 20  # most that a weight multiplied out takes at a time
 WORD_BYTES = 4
 LEAST_WORDS = 16  # of a tile: what matrix units multiply at a time
@@ -54,11 +52,13 @@ class Tiles:
     dot: tuple[tuple[int, int, int, int, float], ...]
 
 
-# By compute capability, the highest that is not above the card's (bench/gpu_kernels.py --tune).
+# By compute capability, the highest that is not above the card's. ``gemv`` as measured on 9.0 (bench/gpu_kernels.py
+# --tune, docs/gpu.md); ``dot`` not yet measured. Triton has no matrix units for Turing; cuBLAS has.
+GEMV = ((1, 4, 128, 4), (2, 8, 128, 4), (4, 8, 128, 4))
 DOT = ((16, 32, 4, 4, 4.0), (32, 64, 4, 4, 2.0), (64, 64, 4, 3, 2.0))
 TILES: dict[tuple[int, int], Tiles] = {
-    (7, 5): Tiles(gemv=((1, 4, 128, 4), (2, 4, 128, 4), (4, 8, 128, 4), (8, 4, 128, 4)), dot=DOT),
-    (8, 0): Tiles(gemv=(), dot=DOT),
+    (7, 5): Tiles(gemv=(*GEMV, (8, 4, 128, 4)), dot=()),
+    (8, 0): Tiles(gemv=GEMV, dot=DOT),
 }
 
 
@@ -77,13 +77,14 @@ def launch(
     words = -(-inputs * packing.bits // 32)
     tiles = TILES[max(known for known in TILES if known <= capability)]
     read = out * (words * WORD_BYTES + packing.groups(inputs) * scale_bytes)
-    gemv = next((tile for tile in tiles.gemv or (TILES[7, 5].gemv if wide else ()) if rows <= tile[0]), None)
+    gemv = next((tile for tile in (TILES[7, 5] if wide else tiles).gemv if rows <= tile[0]), None)
     if gemv is not None:
         _, block_n, block_w, warps = gemv
         return Launch("gemv", (-(-out // block_n), 1, 1), (block_n, block_w), warps, 2, read)
-    if wide or rows > DOT_ROWS:
+    dot = next((tile for tile in tiles.dot if rows <= tile[0]), None)
+    if wide or dot is None:
         return Launch("expand", (out, -(-inputs // 1024), 1), (1024,), 4, 2, read)
-    _, block_n, warps, stages, programs = next(tile for tile in tiles.dot if rows <= tile[0])
+    _, block_n, warps, stages, programs = dot
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     group_words = packing.group * packing.bits // 32 if packing.group < inputs else 128 * packing.bits // 32
     scaled = group_words < LEAST_WORDS
