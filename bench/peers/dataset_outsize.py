@@ -21,8 +21,9 @@ def main() -> None:
     import outsize.engine.sweep  # noqa: F401  what a load imports, as for the other peers
     from outsize.engine.loader import open_model
     from outsize.engine.request import GenerateRequest, ScoreRequest
-    from outsize.evals.dataset_model import Limits, dataset_of, prepare_dataset
+    from outsize.evals.dataset_model import dataset_of, prepare_dataset
     from outsize.models.files.folder import open_folder
+    from outsize.options import LoadOptions
 
     torch.set_num_threads(options.threads)
     import_everything(options.model)
@@ -35,8 +36,7 @@ def main() -> None:
         requests = [ScoreRequest(str(i), tuple(p), (tuple(c),)) for i, (p, c) in enumerate(made)]
     else:
         requests = [GenerateRequest(str(i), tuple(p), max_new_tokens=new) for i, (p, _) in enumerate(made)]
-    limits = Limits(ram=options.ram_bytes, no_gpu=True)
-    opening = prepare_dataset(folder, "native", dataset_of(requests), limits)
+    opening = prepare_dataset(folder, dataset_of(requests), LoadOptions(ram=options.ram_bytes, no_gpu=True))
     span = Span.begin()
     model = open_model(opening)
     with contextlib.closing(model.outsize), torch.inference_mode():

@@ -23,6 +23,7 @@ from outsize.engine.placeholders import RowsOnDisk
 from outsize.machine.describe import parse_machine
 from outsize.machine.machine import Machine
 from outsize.models.tracing.cache_argument import cache_in, with_cache
+from outsize.options import LoadOptions
 
 # Shares of the weights that a tier may hold: all on the GPUs, all tiers, and GPUs and disk.
 SHARES: Mapping[str, Mapping[str, float]] = {
@@ -117,7 +118,7 @@ def test_no_operation_mixes_devices(name: str, homes: str, tmp_path: Path) -> No
     folder = write_checkpoint(tmp_path, made.make_model())
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     limits = {tier: int(size * share) for tier, share in SHARES[homes].items()}
-    opening = api.prepare(str(folder), context=64, weight_limits=limits)
+    opening = api.prepare(str(folder), LoadOptions(context=64, weight_limits=limits))
     assert any(group.device.startswith("gpu") for group in opening.plan.groups)
     with without_data():
         model: Any = open_model(opening)
@@ -130,7 +131,7 @@ def test_the_cache_lies_beside_its_block(tmp_path: Path, pretend: None) -> None:
     folder = write_checkpoint(tmp_path, ARCHITECTURES["llama"].make_model())
     size = (folder / "model.safetensors").stat().st_size
     limits = {"gpu0": int(size * 0.4), "gpu1": int(size * 0.25), "ram": size}
-    opening = api.prepare(str(folder), context=64, weight_limits=limits)
+    opening = api.prepare(str(folder), LoadOptions(context=64, weight_limits=limits))
     computes = [d for name, d in opening.plan.devices.items() if name.startswith("model.layers.")]
     with without_data():
         model: Any = open_model(opening)
@@ -188,7 +189,7 @@ def with_groups_on_gpus(opening: Any) -> Any:
 def test_a_group_computes_on_a_device_of_its_own(name: str, ram: int, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
     opening = with_groups_on_gpus(
-        api.prepare(str(folder), context=64, weight_limits={"gpu0": 0, "gpu1": 0, "ram": ram})
+        api.prepare(str(folder), LoadOptions(context=64, weight_limits={"gpu0": 0, "gpu1": 0, "ram": ram}))
     )
     assert {group.device for group in opening.plan.groups} == {"ram", "gpu0", "gpu1"}
     with without_data():
@@ -208,7 +209,7 @@ def test_groups_on_gpus_give_the_same_logits(
     theirs = ARCHITECTURES[name].make_model()
     folder = write_checkpoint(tmp_path, theirs)
     opening = with_groups_on_gpus(
-        api.prepare(str(folder), context=64, weight_limits={"gpu0": 0, "gpu1": 0, "ram": ram})
+        api.prepare(str(folder), LoadOptions(context=64, weight_limits={"gpu0": 0, "gpu1": 0, "ram": ram}))
     )
     model: Any = open_model(opening)
     ids = torch.arange(2, 12).view(1, -1)

@@ -17,6 +17,7 @@ from checkpoints import ARCHITECTURES, write_checkpoint
 
 import outsize
 from outsize.errors import DamagedModel, ModelChanged, OutsizeError
+from outsize.options import LoadOptions
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 FILE = "model.safetensors"
@@ -140,7 +141,7 @@ def test_a_changed_file_between_planning_and_loading(folder: Path, monkeypatch: 
     from outsize import api
     from outsize.engine import loader
 
-    opening = api.prepare(str(folder), no_gpu=True, context=32)
+    opening = api.prepare(str(folder), LoadOptions(no_gpu=True, context=32))
     append(folder / FILE)
     with pytest.raises(ModelChanged, match=FILE):
         generate(loader.open_model(opening))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from outsize.errors import UsageError
+from outsize.options import LoadOptions
 from outsize.planner.plan import WEIGHTS
 from outsize.sizes import parse_size
 
@@ -41,17 +41,15 @@ def add_request(parser: argparse.ArgumentParser, *, dataset: bool = False) -> No
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def sizes(text: str | None) -> list[int] | None:
-    """Bytes of ``"8GiB"`` or ``"8GiB,4GiB"``."""
-    return [parse_size(part) for part in text.split(",")] if text else None
-
-
-def limits_by_tier(text: str | None) -> dict[str, int]:
-    """Bytes by tier of ``"ram=0,gpu0=1GiB"``; whether the machine has those tiers is not asked here."""
-    limits = {}
-    for part in text.split(",") if text else ():
-        tier, equals, size = part.strip().partition("=")
-        if not equals:
-            raise UsageError(f"--weight-limit does not understand {part!r}", need="TIER=SIZE[,...]")
-        limits[tier] = parse_size(size)
-    return limits
+def options(args: argparse.Namespace) -> LoadOptions:
+    """What ``add_model`` and ``add_request`` asked for."""
+    return LoadOptions(
+        weights=args.weights,
+        context=args.context,
+        batch=args.batch,
+        ram=args.ram,
+        gpu_memory=args.gpu_memory,
+        no_gpu=args.no_gpu,
+        weight_limits=args.weight_limit,
+        revision=args.revision,
+    )

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from outsize.api import prepare
 from outsize.cli import layer_map, plot
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.text import Generation, Settings, generate
+from outsize.options import LoadOptions
 from outsize.planner.footprint import resident_bytes
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
@@ -123,9 +125,9 @@ def demo_to_json(plan: Plan, answers: list[Generation], right: int) -> dict[str,
 
 
 def _prepare(folder: Path) -> Opening:
-    whole = prepare(str(folder), no_gpu=True, context=128)
-    room = int(whole.spec.weight_bytes * ROOM)
-    return prepare(str(folder), no_gpu=True, context=128, weight_limits={"ram": room})
+    options = LoadOptions(no_gpu=True, context=128)
+    room = int(prepare(str(folder), options).spec.weight_bytes * ROOM)
+    return prepare(str(folder), replace(options, weight_limits={"ram": room}))
 
 
 def _room(opening: Opening) -> int:

@@ -7,16 +7,16 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outsize.cli import arguments, plot
 from outsize.errors import DoesNotFit
-from outsize.machine.describe import parse_machine
 from outsize.machine.machine import Machine
 from outsize.models.resolve import resolve_spec
 from outsize.models.spec import ModelSpec
-from outsize.options import drop_gpus, request_for
+from outsize.options import LoadOptions
 from outsize.planner.plan import Plan
 from outsize.planner.plan_json import plans_to_json
 from outsize.planner.planner import choose, plan_all
@@ -51,29 +51,20 @@ def run(args: argparse.Namespace) -> int:
     """Print the plans; 3 where none fits."""
     spec = resolve_spec(args.model, args.revision)
     folder = Path(args.model)
-    machine = parse_machine(args.machine, model_path=folder if folder.is_dir() else None)
-    machine = drop_gpus(machine) if args.no_gpu else machine
+    options = replace(arguments.options(args), prompt=args.prompt)
+    machine = options.machine(args.machine, folder if folder.is_dir() else None)
     if args.dataset is not None or args.sequences is not None:
-        return _run_dataset(args, spec, machine)
-    request = request_for(
-        spec,
-        machine,
-        context=args.context,
-        batch=1 if args.batch is None else args.batch,
-        prompt=args.prompt,
-        ram=args.ram,
-        gpu_memory=arguments.sizes(args.gpu_memory),
-        weight_limits=arguments.limits_by_tier(args.weight_limit),
-    )
+        return _run_dataset(args, options, spec, machine)
+    request = options.request(spec, machine)
     plans = plan_all(spec, machine, request, (args.weights,) if args.weights else None)
     return _show(args, spec, machine, plans, choose(plans))
 
 
-def _run_dataset(args: argparse.Namespace, spec: ModelSpec, machine: Machine) -> int:
+def _run_dataset(args: argparse.Namespace, options: LoadOptions, spec: ModelSpec, machine: Machine) -> int:
     """The same for a dataset: imported only here, for other plans answer in half a second."""
     from outsize.cli.dataset_forecast import forecast
 
-    found = forecast(args, spec, machine)
+    found = forecast(args, options, spec, machine)
     return _show(args, spec, machine, found.plans, found.best, found)
 
 

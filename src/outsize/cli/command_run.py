@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from outsize.api import prepare
@@ -107,6 +107,7 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
 
 def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> tuple[Opening, int | None]:
     """What was decided, and the prompt's tokens where they were counted and not only bounded."""
+    options = arguments.options(args)
     counted: list[int] = []
 
     def tokens(folder: Path) -> int:
@@ -117,18 +118,11 @@ def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> tuple
 
     opening = prepare(
         args.model,
-        weights=args.weights or "native",
-        context=args.context,
-        batch=max(args.batch, settings.beams),
+        replace(options, batch=max(args.batch, settings.beams)),
         prompt=tokens,
+        new_tokens=settings.max_new_tokens,
         on_download=None if args.json else progress.Bytes("downloading").to,
         on_convert=(lambda done, total: None) if args.json else progress.Bytes("converting").to,
-        new_tokens=settings.max_new_tokens,
-        ram=args.ram,
-        gpu_memory=arguments.sizes(args.gpu_memory),
-        no_gpu=args.no_gpu,
-        weight_limits=arguments.limits_by_tier(args.weight_limit),
-        revision=args.revision,
     )
     return opening, counted[0] if counted else None
 

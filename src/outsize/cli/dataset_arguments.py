@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from outsize.cli import arguments
 from outsize.errors import UsageError
-from outsize.evals.dataset_model import Limits
 from outsize.evals.records import STANDARD_INPUT, Record, read_records
 
 
@@ -36,19 +34,6 @@ def to_file(args: argparse.Namespace) -> bool:
     if args.retry_errors:
         raise UsageError("there are no earlier results without --out", remedy="--out FILE")
     return False
-
-
-def limits(args: argparse.Namespace) -> Limits:
-    """What the options allow."""
-    gpu_memory = arguments.sizes(args.gpu_memory)
-    return Limits(
-        context=args.context,
-        batch=args.batch,
-        ram=args.ram,
-        gpu_memory=gpu_memory,
-        no_gpu=args.no_gpu,
-        weight_limits=arguments.limits_by_tier(args.weight_limit),
-    )
 
 
 def records(args: argparse.Namespace, wanted: Sequence[str]) -> list[Record]:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from outsize.cli import arguments
 from outsize.errors import UsageError
-from outsize.evals.dataset_model import Limits, plan_for
+from outsize.evals.dataset_model import plan_for
 from outsize.evals.records import Record, read_records
 from outsize.evals.token_counter import TokenCounter
 from outsize.machine.machine import Machine
 from outsize.models.resolve import find_folder
 from outsize.models.spec import ModelSpec
+from outsize.options import LoadOptions
 from outsize.planner.dataset_cost import Dataset, DatasetPrediction
 from outsize.planner.dataset_plan import choose_for_dataset
 from outsize.planner.plan import WEIGHTS, Plan
@@ -59,20 +59,13 @@ class Forecast:
         ]
 
 
-def forecast(args: argparse.Namespace, spec: ModelSpec, machine: Machine) -> Forecast:
+def forecast(args: argparse.Namespace, options: LoadOptions, spec: ModelSpec, machine: Machine) -> Forecast:
     """What a dataset would take. Raises UsageError for one that is empty, or that cannot be counted."""
     dataset = _dataset(args)
     if not dataset.tokens or min(dataset.tokens) < 1 or dataset.new_tokens < 0:
         raise UsageError("there is nothing to plan for", need="a sequence of one token at least")
-    limits = Limits(
-        context=args.context,
-        batch=args.batch,
-        ram=args.ram,
-        gpu_memory=arguments.sizes(args.gpu_memory),
-        weight_limits=arguments.limits_by_tier(args.weight_limit),
-    )
     formats = (args.weights,) if args.weights else ("native",) if spec.formats else WEIGHTS
-    found = [plan_for(spec, machine, weights, dataset, limits) for weights in formats]
+    found = [plan_for(spec, machine, weights, dataset, options) for weights in formats]
     plans, predictions = [plan for plan, _ in found], [prediction for _, prediction in found]
     return Forecast(dataset, plans, predictions, choose_for_dataset(plans, predictions))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from outsize.api import folder_in
-from outsize.cli import dataset_arguments, layer_map, progress
+from outsize.cli import arguments, dataset_arguments, layer_map, progress
 from outsize.cli.dataset_bar import DatasetBar
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.request import DatasetProgress, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
@@ -25,8 +25,6 @@ from outsize.evals.requests import Encoder
 from outsize.evals.results import Journal, line_of
 from outsize.models.files.folder import ModelFolder
 from outsize.models.survey_cache import folder_spec
-from outsize.options import parse_weights
-from outsize.planner.plan import Weights
 
 SCHEMA = 1
 Row = Mapping[str, Any]
@@ -117,8 +115,7 @@ def complete(
     """
     folder = folder_in(
         args.model,
-        parse_weights(args.weights or "native"),
-        args.revision,
+        arguments.options(args),
         None if args.json else progress.Bytes("downloading").to,
         (lambda done, total: None) if args.json else progress.Bytes("converting").to,
     )
@@ -149,7 +146,7 @@ def _output(
         "command": asking.name,
         "model": fingerprint(folder),
         "tokenizer": tokenizer_fingerprint(_here(folder)),
-        "weights": parse_weights(args.weights or "native"),
+        "weights": args.weights or "native",
         "settings": asking.settings,
         "rows": len(lines),
         "data": digest(line.content for line in lines),
@@ -216,8 +213,7 @@ def _compute(
             requests.append(request)
     if not requests:
         return summary
-    weights: Weights = parse_weights(args.weights or "native")
-    opening = prepare_dataset(folder, weights, dataset_of(requests), dataset_arguments.limits(args))
+    opening = prepare_dataset(folder, dataset_of(requests), arguments.options(args))
     check_fits(opening.spec, opening.plan)
     for result in _results(args, asking, opening, requests, encoder, summary):
         line = sound[result.id]

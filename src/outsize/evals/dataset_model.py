@@ -2,64 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 
 from outsize.engine.loader import Opening
 from outsize.engine.request import GenerateRequest, ScoreRequest
-from outsize.machine.describe import parse_machine
 from outsize.machine.machine import Machine
 from outsize.models.files.folder import ModelFolder
 from outsize.models.spec import ModelSpec
 from outsize.models.survey_cache import folder_spec
-from outsize.options import Size, drop_gpus, request_for
+from outsize.options import LoadOptions
 from outsize.planner.dataset_cost import Dataset, DatasetPrediction, predict_dataset
 from outsize.planner.dataset_plan import plan_dataset
 from outsize.planner.plan import Plan, Weights
 from outsize.planner.planner import plan_one
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a user allows: ``context`` and ``batch`` follow from the dataset where they are None; else as ``load``."""
-
-    context: int | None = None
-    batch: int | None = None
-    ram: Size | None = None
-    gpu_memory: Sequence[Size] | None = None
-    no_gpu: bool = False
-    weight_limits: Mapping[str, Size] = field(default_factory=dict)
-
-
-def prepare_dataset(folder: ModelFolder, weights: Weights, dataset: Dataset, limits: Limits) -> Opening:
+def prepare_dataset(folder: ModelFolder, dataset: Dataset, options: LoadOptions) -> Opening:
     """The opening for a dataset, with room for as many sequences at once as makes it fastest.
 
     Raises UsageError for numbers that make no sense.
     """
     spec = folder_spec(folder)
-    machine = parse_machine("local", model_path=folder.path)
-    machine = drop_gpus(machine) if limits.no_gpu else machine
-    return Opening(folder, spec, machine, plan_for(spec, machine, weights, dataset, limits)[0])
+    machine = options.machine(model_path=folder.path)
+    return Opening(folder, spec, machine, plan_for(spec, machine, options.format, dataset, options)[0])
 
 
 def plan_for(
-    spec: ModelSpec, machine: Machine, weights: Weights, dataset: Dataset, limits: Limits
+    spec: ModelSpec, machine: Machine, weights: Weights, dataset: Dataset, options: LoadOptions
 ) -> tuple[Plan, DatasetPrediction]:
     """The plan for a dataset on a machine, and what it will take. Sequences longer than the context are left out."""
-    context = limits.context or max(dataset.tokens, default=1) + dataset.new_tokens
-    if limits.context is None and spec.max_positions is not None:
-        context = min(context, spec.max_positions)
-    request = request_for(
-        spec,
-        machine,
-        context=context,
-        batch=limits.batch or 1,
-        prompt=max(min(max(dataset.tokens, default=1), context), 1),
-        ram=limits.ram,
-        gpu_memory=limits.gpu_memory,
-        weight_limits=limits.weight_limits,
-    )
-    if limits.batch is not None:
+    longest = max(dataset.tokens, default=1)
+    context = options.context or min(longest + dataset.new_tokens, spec.max_positions or longest + dataset.new_tokens)
+    prompt = max(min(longest, context), 1)
+    request = replace(options, context=context, prompt=prompt).request(spec, machine)
+    if options.batch is not None:
         plan = plan_one(spec, machine, request, weights)
         fits = dataset if plan.fits else Dataset(())
         return plan, predict_dataset(spec, machine, plan, fits)

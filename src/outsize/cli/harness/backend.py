@@ -11,16 +11,15 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import postprocess_generated_text, resolve_max_length
 
 from outsize.api import folder_in
-from outsize.cli import arguments, progress
+from outsize.cli import progress
 from outsize.cli.harness.generate_until import Generations, Manner, Sampling, manner_of
 from outsize.cli.harness.runs import Effort, Work
 from outsize.cli.harness.scores import Answer, Pair, Scores
 from outsize.cli.harness.tokens import Texts
 from outsize.errors import OutsizeError, UsageError
-from outsize.evals.dataset_model import Limits
 from outsize.evals.requests import Encoder
 from outsize.models.survey_cache import folder_spec
-from outsize.options import Size, parse_weights
+from outsize.options import LoadOptions, Size
 
 log = logging.getLogger("lm_eval.outsize")
 
@@ -63,28 +62,26 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        format_ = parse_weights(weights)
+        options = LoadOptions(
+            weights=weights,
+            batch=batch,
+            ram=ram,
+            gpu_memory=gpu_memory,
+            no_gpu=no_gpu or device == "cpu",
+            weight_limits=weight_limits,
+            revision=revision,
+        )
         self._seed = seed
         self._chat_template_args = dict(chat_template_args or {})
         self.folder = folder_in(
             str(pretrained),
-            format_,
-            revision,
+            options,
             progress.Bytes("downloading").to if verbose else None,
             progress.Bytes("converting").to if verbose else lambda done, total: None,
         )
         assert self.folder.path is not None  # folder_in has seen to it
         self.spec = folder_spec(self.folder)
-        limits = Limits(
-            batch=batch,
-            ram=ram,
-            gpu_memory=(gpu_memory,) if isinstance(gpu_memory, int | str) else gpu_memory,
-            no_gpu=no_gpu or device == "cpu",
-            weight_limits=arguments.limits_by_tier(weight_limits)
-            if isinstance(weight_limits, str)
-            else weight_limits or {},
-        )
-        self._work = Work(self.folder, format_, limits, verbose=verbose)
+        self._work = Work(self.folder, options, verbose=verbose)
         from outsize.models.tracing import read_config
         from outsize.models.tracing.pretrained import load_tokenizer
 

@@ -14,10 +14,10 @@ from outsize.cli.dataset_bar import DatasetBar
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.request import DatasetProgress, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from outsize.errors import DoesNotFit
-from outsize.evals.dataset_model import Limits, dataset_of, prepare_dataset
+from outsize.evals.dataset_model import dataset_of, prepare_dataset
 from outsize.models.files.folder import ModelFolder
-from outsize.planner.plan import Weights
-from outsize.sizes import format_size, parse_size
+from outsize.options import LoadOptions
+from outsize.sizes import format_size
 
 # Resident once torch and transformers are imported, and nothing else: plans count that much for the process by then.
 PLANNED_RESIDENT = 250 << 20
@@ -41,9 +41,9 @@ class Work:
     ``verbose``: says on stderr where the layers lie and what is predicted. ``effort``: what all datasets took.
     """
 
-    def __init__(self, folder: ModelFolder, weights: Weights, limits: Limits, *, verbose: bool = False) -> None:
+    def __init__(self, folder: ModelFolder, options: LoadOptions, *, verbose: bool = False) -> None:
         self.effort = Effort()
-        self._folder, self._weights, self._limits, self._verbose = folder, weights, limits, verbose
+        self._folder, self._options, self._verbose = folder, options, verbose
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[ScoreResult]:
         """The results, as they are ready. Raises DoesNotFit, DamagedModel and the like."""
@@ -64,9 +64,9 @@ class Work:
             return
         began = time.monotonic()
         others = max(resident_bytes() - PLANNED_RESIDENT, 0)
-        limits = beside(self._limits, others)
-        opening = prepare_dataset(self._folder, self._weights, dataset_of(requests), limits)
-        _check_fits(opening, 0 if limits.ram is None else others)
+        options = beside(self._options, others)
+        opening = prepare_dataset(self._folder, dataset_of(requests), options)
+        _check_fits(opening, 0 if options.ram is None else others)
         model: Any = open_model(opening)
         bar = None
         try:
@@ -95,12 +95,11 @@ class Work:
             model.outsize.close()
 
 
-def beside(limits: Limits, others: int) -> Limits:
+def beside(options: LoadOptions, others: int) -> LoadOptions:
     """A budget less the bytes that no plan counts: of the harness, its libraries and documents."""
-    if limits.ram is None:
-        return limits
-    budget = limits.ram if isinstance(limits.ram, int) else parse_size(limits.ram)
-    return replace(limits, ram=max(budget - others, 1))
+    if options.ram_bytes is None:
+        return options
+    return replace(options, ram=max(options.ram_bytes - others, 1))
 
 
 def resident_bytes() -> int:
