@@ -11,9 +11,10 @@ import torch
 from cli.datasets import DEMO
 from cli.harness_models import ROOT, TASKS, TEMPLATE, bundled
 
-from outsize.cli import command_eval
-from outsize.cli.harness import harness_report, tasks
+from outsize.cli import command_eval, eval_report
+from outsize.cli.harness import tasks
 from outsize.cli.main import main
+from outsize.evals.dataset_run import Effort
 
 pytestmark = pytest.mark.xdist_group("harness")  # one process, for lm_eval takes long to import
 
@@ -163,7 +164,7 @@ def test_results_that_cannot_be_written_are_printed_all_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Model:
-        effort = harness_report.Effort(sweeps=1)
+        effort = Effort(sweeps=1)
 
     (tmp_path / "file").write_text("")
     found: dict[str, Any] = {"results": {"a": {"acc,none": float("nan"), "n": 1}}, "config": {}}
@@ -185,9 +186,9 @@ def test_groups_stand_before_what_they_hold() -> None:
         "n-shot": {"a": 5},
         "higher_is_better": {"a": {"acc": False}},
     }
-    assert [line.split() for line in harness_report.table(results).splitlines()[1:]] == [
+    assert [line.split() for line in eval_report.table(results).splitlines()[1:]] == [
         ["b", "none", "acc", "0.5000"],
         ["g", "none", "acc", "0.7500"],
         ["first", "5", "none", "acc", "2e+06", "0.2500", "lower"],
     ]
-    assert harness_report.table(results).splitlines()[3].startswith("    first")
+    assert eval_report.table(results).splitlines()[3].startswith("    first")

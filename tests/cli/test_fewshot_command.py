@@ -10,8 +10,8 @@ import pytest
 from cli.datasets import DEMO, read_lines
 from evals.fewshot.task_files import COLOURS, FREE, colours, write
 
-from outsize.cli import fewshot_asking
 from outsize.cli.main import main
+from outsize.evals.fewshot import job
 from outsize.evals.fewshot.interval import wilson
 
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
@@ -84,21 +84,21 @@ def test_what_was_interrupted_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, left = tmp_path / "out.jsonl", [5]
-    row = fewshot_asking.Choosing.row
+    row = job._chosen
 
-    def stopped(self: Any, line: Any, result: Any) -> Any:
+    def stopped(line: Any, result: Any) -> Any:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return row(self, line, result)
+        return row(line, result)
 
     asked = ["--shots", "1", "--limit", "20", "--out", str(out)]
-    monkeypatch.setattr(fewshot_asking.Choosing, "row", stopped)
+    monkeypatch.setattr(job, "_chosen", stopped)
     assert run(TASKS / "count.yaml", *asked) == 130
     assert capsys.readouterr().out == ""
     assert len(read_lines(out)) == 5
     out.write_bytes(out.read_bytes()[:-7])  # and a torn line
-    monkeypatch.setattr(fewshot_asking.Choosing, "row", row)
+    monkeypatch.setattr(job, "_chosen", row)
     assert run(TASKS / "count.yaml", *asked, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["rows_before"], shown["rows"], shown["balanced"]) == (4, 16, True)

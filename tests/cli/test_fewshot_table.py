@@ -15,7 +15,9 @@ from outsize.evals.fewshot.task import Task
 from outsize.evals.fewshot.template import parse_template
 
 NOWHERE = Path("t.yaml")
-TASK = Task(NOWHERE, "sky", parse_template("{q}"), "a", NOWHERE, choices=("x", "y"), metrics=("acc", "acc_norm"))
+TASK = Task.model_construct(
+    path=NOWHERE, task="sky", template=parse_template("{q}"), answer="a", choices=("x", "y"), metric=("acc", "acc_norm")
+)
 TEST = [Question(i, f"q{i}", ("x",), ("x", "y")) for i in range(40)]
 EXPERIMENT = Experiment(TASK, TEST, [0, 4], [0, 1], [])
 FOUND = {"acc": accuracy((0.5,), 40), "acc_norm": accuracy((0.25,), 40)}

@@ -11,9 +11,7 @@ import pytest
 import torch
 from cli.harness_models import ROOT, TASKS, TEMPLATE, bundled, poisoned, small
 
-from outsize.cli.harness.runs import beside
 from outsize.errors import DoesNotFit, OutsizeError, UsageError
-from outsize.options import LoadOptions
 
 pytestmark = pytest.mark.xdist_group("harness")  # one process: its imports and results are made once
 
@@ -232,8 +230,5 @@ def test_the_harness_makes_it_by_name(model: Any) -> None:
 def test_a_budget_is_for_the_harness_too(model: Any) -> None:
     with pytest.raises(UsageError, match="1 to 256 tokens"):
         ours(model.folder.path, max_length=257)
-    assert beside(LoadOptions(ram="2GiB", batch=3), 1 << 30) == LoadOptions(ram=1 << 30, batch=3)
-    assert beside(LoadOptions(ram=5), 1 << 40).ram == 1
-    assert beside(LoadOptions(), 1 << 40) == LoadOptions()
     with pytest.raises(DoesNotFit, match=r"beside the harness, which holds .* GiB; .* more of ram for the harness"):
         ours(model.folder.path, ram="300MiB").loglikelihood([request("a", "b")])

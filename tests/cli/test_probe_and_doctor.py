@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outsize import probe
-from outsize.cli import command_doctor, progress
+from outsize.cli import command_doctor
 from outsize.cli.main import main
 from outsize.machine.detect import identity
 from outsize.machine.machine import Device, Machine
@@ -144,26 +142,6 @@ def test_something_broken_makes_doctor_fail(monkeypatch: pytest.MonkeyPatch) -> 
     broken = command_doctor.Check("torch", "gone", "broken", "put it back")
     monkeypatch.setattr(command_doctor, "examine", lambda models: iter([broken]))
     assert main(["doctor"]) == 1
-
-
-def test_no_terminal_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.bar(2 * GIB, "loading") as advance:
-        advance(GIB, 2 * GIB)
-        advance(2 * GIB, 2 * GIB)
-    assert capsys.readouterr().err.startswith("loading: 2.0 GiB in ")
-    with progress.bar(GIB, "nothing"):
-        pass
-    assert capsys.readouterr().err == ""
-
-
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with progress.bar(GIB, "loading") as advance:
-        advance(GIB // 2, GIB)
-        advance(GIB, GIB)
-    assert "100%" in terminal.getvalue()
 
 
 @pytest.mark.parametrize(("version", "state"), [("3.6.0", "ok"), (None, "note")])

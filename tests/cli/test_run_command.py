@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from outsize.cli import layer_map
+from outsize import progress
 from outsize.cli.command_run import read_prompt
 from outsize.cli.main import main
 from outsize.engine.text import ROOM, Settings, most_tokens
@@ -156,7 +156,7 @@ def test_the_map_of_layers_in_plain_letters() -> None:
     plan = outsize.plan(str(DEMO), weights="native", no_gpu=True, weight_limits={"ram": "1MiB"})
     from outsize.models.resolve import resolve_spec
 
-    line = layer_map.layers(resolve_spec(str(DEMO)), plan, unicode=False)
+    line = progress.layers(resolve_spec(str(DEMO)), plan, unicode=False)
     assert "d disk" in line
     assert "R ram" in line
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from outsize import api
+from outsize import api, options
 from outsize.engine import binding, devices
 from outsize.engine.loader import open_model
 from outsize.engine.placeholders import RowsOnDisk
@@ -71,7 +71,7 @@ def accelerator() -> None:
 def pretend(accelerator: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor_at = binding.tensor_at
     monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB,64MiB")
-    monkeypatch.setattr(api, "parse_machine", slow_without_gpus)
+    monkeypatch.setattr(options, "parse_machine", slow_without_gpus)
     monkeypatch.setattr(devices, "Devices", PretendedDevices)
     monkeypatch.setattr(RowsOnDisk, "look_up", any_rows)
     # A clone is a tensor without data; the view itself is not.

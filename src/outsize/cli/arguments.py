@@ -42,7 +42,6 @@ def add_request(parser: argparse.ArgumentParser, *, dataset: bool = False) -> No
 
 
 def options(args: argparse.Namespace) -> LoadOptions:
-    """What ``add_model`` and ``add_request`` asked for."""
     return LoadOptions(
         weights=args.weights,
         context=args.context,

@@ -8,13 +8,13 @@ import os
 import time
 from pathlib import Path
 
-from outsize.cli import arguments, progress
+from outsize.cli import arguments
 from outsize.convert.cache import Conversion, convert_model
+from outsize.progress import bars
 from outsize.sizes import format_rate, format_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize convert``."""
     arguments.add_model(parser)
     parser.add_argument("--weights", choices=("int8", "int4"), required=True, help="weight format")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the new folder (default: in outsize's cache)")
@@ -27,28 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and say where it is."""
     began = time.monotonic()
-    converting = progress.Bytes("converting")
-    try:
+    with bars() as bar:
         made = convert_model(
             args.model,
             args.weights,
             out=args.out,
             revision=args.revision,
             discard_source=args.discard_source,
-            on_download=progress.Bytes("downloading").to,
-            on_convert=converting.to,
+            on_download=bar("downloading"),
+            on_convert=bar("converting"),
         )
-    finally:
-        converting.close()
     seconds = time.monotonic() - began
     print(json.dumps(to_json(made, seconds)) if args.json else line(made, seconds))
     return 0
 
 
 def line(made: Conversion, seconds: float) -> str:
-    """Where it is, how large, and what it took."""
     size = format_size(made.checksums.nbytes)
     if not made.source_bytes:
         return f"{made.folder}: {size}, there already"
@@ -57,7 +52,6 @@ def line(made: Conversion, seconds: float) -> str:
 
 
 def to_json(made: Conversion, seconds: float) -> dict[str, object]:
-    """The object that ``convert --json`` prints."""
     return {
         "schema": 1,
         "folder": os.fspath(made.folder),

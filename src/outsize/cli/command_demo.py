@@ -10,8 +10,9 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from outsize import progress
 from outsize.api import prepare
-from outsize.cli import layer_map, plot
+from outsize.cli import plot
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.text import Generation, Settings, generate
 from outsize.options import LoadOptions
@@ -34,12 +35,10 @@ NEW_TOKENS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize demo``."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, show, answer, compare. 1 if an answer is wrong."""
     with resources.as_file(resources.files("outsize") / "demo_model") as folder:
         opening = _prepare(folder)
         check_fits(opening.spec, opening.plan)
@@ -55,9 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def introduction(opening: Opening) -> list[str]:
-    """What is to be seen: the model, the machine, where everything lies."""
     spec, plan = opening.spec, opening.plan
-    unicode, terminal = "utf" in (sys.stdout.encoding or "").lower(), sys.stdout.isatty()
+    unicode, terminal = progress.writes_unicode(sys.stdout), sys.stdout.isatty()
     weights = sum(resident_bytes(module, plan.weights) for module in spec.modules)
     return [
         (
@@ -65,7 +63,7 @@ def introduction(opening: Opening) -> list[str]:
             f"where only {_room(opening) / 2**20:.1f} MiB of weights may stay in memory:"
         ),
         "",
-        f"  {layer_map.layers(spec, plan, unicode=unicode)}",
+        f"  {progress.layers(spec, plan, unicode=unicode)}",
         "",
         *plot.tiers(plan, unicode=unicode, colour=terminal),
         "",
@@ -73,7 +71,6 @@ def introduction(opening: Opening) -> list[str]:
 
 
 def answer_all(opening: Opening, *, quiet: bool) -> list[Generation]:
-    """All prompts, one after the other, on one loaded model."""
     began = time.monotonic()
     model = open_model(opening)
     try:
@@ -111,7 +108,6 @@ def comparison(plan: Plan, answers: list[Generation]) -> list[str]:
 
 
 def demo_to_json(plan: Plan, answers: list[Generation], right: int) -> dict[str, object]:
-    """The figures of the demo."""
     return {
         "schema": 1,
         "answers": [given.text.strip() for given in answers],

@@ -42,13 +42,11 @@ class Check:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize doctor``."""
     parser.add_argument("--path", type=Path, metavar="DIR", help="where models lie (default: Hugging Face's cache)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the checks; 1 if something is broken."""
     checks = list(examine(args.path or hub_cache(os.environ)))
     if args.json:
         print(json.dumps({"schema": 1, "checks": [asdict(check) for check in checks]}))
@@ -61,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(models: Path) -> Iterator[Check]:
-    """All checks, in the order of the screen."""
     host = Host()
     machine = this_machine(models)
     yield Check("outsize", f"{outsize.__version__}, Python {platform.python_version()}, Linux {platform.release()}")
@@ -106,7 +103,6 @@ def processor(host: Host) -> Iterator[Check]:
 
 
 def memory(host: Host, machine: Machine) -> Check:
-    """What is free, and whether a control group bounds it."""
     ram = machine.ram
     limits = [limit.limit_bytes for limit in memory_limits(host)]
     bound = ", by its control group" if limits and min(limits) <= ram.capacity_bytes else ""
@@ -176,7 +172,6 @@ def drive(machine: Machine, models: Path) -> Iterator[Check]:
 
 
 def measured() -> Check:
-    """Whether the machine was measured, when, and where that is kept."""
     path = profile_path()
     kept = load_profile(path, identity())
     if kept.profile is None:

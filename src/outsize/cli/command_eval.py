@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from outsize.cli import arguments
-from outsize.cli.progress import note
 from outsize.errors import OutsizeError, UsageError
 from outsize.evals.fingerprint import fingerprint, tokenizer_fingerprint
+from outsize.progress import note
 
 BOOTSTRAP = 100_000  # the harness' own
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize eval``."""
     arguments.add_model(parser, required=False)
     parser.add_argument("--tasks", metavar="NAME[,...]", help="tasks, groups, tags, patterns, or paths of YAML files")
     parser.add_argument("--list", action="store_true", help="print the names of all tasks, or of those like --tasks")
@@ -59,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table of results, or one JSON object; what it took goes to stderr."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UsageError("eval needs lm-evaluation-harness, the package lm_eval", remedy="pip install 'outsize[eval]'")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it says so itself where metrics fork processes
@@ -71,17 +69,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     with redirect_stdout(sys.stderr):  # whatever the harness and its tasks print, it is no answer
         results, model = _evaluate(args)
-    from outsize.cli.harness import harness_report
+    from outsize.cli import eval_report
 
     about = {"model": args.model, "weights": args.weights or "native"}
     results["config"].update(model="outsize", model_args=about)
-    print(
-        harness_report.as_json(results, about, model.effort) if args.json else harness_report.table(results), flush=True
-    )
+    print(eval_report.as_json(results, about, model.effort) if args.json else eval_report.table(results), flush=True)
     if not args.json:
         note(json.dumps(asdict(model.effort)))
     if args.out is not None:
-        for file in harness_report.write_files(args.out, results, model.effort):
+        for file in eval_report.write_files(args.out, results, model.effort):
             note(f"wrote {file}")
     return 0
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from outsize.cli import arguments, dataset_arguments, fewshot_table, plot, progress
-from outsize.cli.dataset_run import SCHEMA, complete
-from outsize.cli.fewshot_asking import Answering, Choosing
+from outsize.cli import arguments, dataset, fewshot_table, plot
 from outsize.errors import UsageError
+from outsize.evals.dataset_run import SCHEMA
 from outsize.evals.fewshot.experiment import Experiment, lay_out
+from outsize.evals.fewshot.job import job_of
 from outsize.evals.fewshot.table import tabulate
-from outsize.evals.fewshot.task import Task, metrics_of, read_task
+from outsize.evals.fewshot.task import read_task
 from outsize.evals.records import STANDARD_INPUT
+from outsize.progress import note
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize fewshot``."""
     arguments.add_model(parser)
     parser.add_argument("--task", type=Path, required=True, metavar="TASK.yaml", help="what is asked: docs/fewshot.md")
     parser.add_argument("--shots", default="0,1,4", metavar="N[,...]", help="examples per prompt (default: 0,1,4)")
@@ -29,32 +28,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", metavar="NAME[,...]", help="others than the task names")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N test rows only")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write accuracy against shots as .svg or .png")
-    dataset_arguments.add_results(parser, "append a row for each prompt to a file; run again, and it goes on there")
+    dataset.add_results(parser, "append a row for each prompt to a file; run again, and it goes on there")
     arguments.add_request(parser, dataset=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; what it took goes to stderr."""
     if args.out is not None and str(args.out) == STANDARD_INPUT:
         raise UsageError("the table goes to standard output, so rows cannot", remedy="--out FILE")
     if args.plot is not None:
         _check_plot(args.plot)
-    dataset_arguments.to_file(args)
+    dataset.results_file(args)
     experiment = _experiment(args)
     if experiment.left_out and not args.json:
-        progress.note(f"{experiment.left_out} examples are test rows too, and are left out")
+        note(f"{experiment.left_out} examples are test rows too, and are left out")
     rows: list[Any] = []
-    task = experiment.task
-    if task.free:
-        summary = complete(args, Answering(task), experiment.prompts, rows.append)
-    else:
-        summary = complete(args, Choosing(task), experiment.prompts, rows.append)
+    summary = dataset.complete(args, job_of(experiment.task), experiment.prompts, rows.append)
     table = tabulate(experiment, rows)
     if args.json:
         print(json.dumps({"schema": SCHEMA, **fewshot_table.as_json(experiment, table), **asdict(summary)}))
     else:
         print("\n".join(fewshot_table.as_text(experiment, table)))
-        print(json.dumps(asdict(summary)), file=sys.stderr)
+        note(json.dumps(asdict(summary)))
     if args.plot is not None:
         fewshot_table.save_plot(experiment, table, args.model, args.plot)
     return 0
@@ -66,16 +60,11 @@ def _experiment(args: argparse.Namespace) -> Experiment:
         raise UsageError("--limit must be at least 1", have=str(args.limit))
     task = read_task(args.task)
     if args.metric:
-        task = replace(task, metrics=metrics_of(tuple(name.strip() for name in args.metric.split(",")), task.free))
-    if args.balanced:
-        task = _balanced(task)
-    return lay_out(task, shots, seeds, args.limit)
-
-
-def _balanced(task: Task) -> Task:
-    if task.free:
+        task = task.with_metrics(tuple(name.strip() for name in args.metric.split(",")))
+    if args.balanced and task.free:
         raise UsageError("--balanced is for tasks with choices")
-    return replace(task, balanced=True)
+    task = task.model_copy(update={"balanced": task.balanced or args.balanced})
+    return lay_out(task, shots, seeds, args.limit)
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outsize.cli import arguments, plot
+from outsize.cli.table import table as text_table
 from outsize.errors import DoesNotFit
 from outsize.machine.machine import Machine
 from outsize.models.resolve import resolve_spec
@@ -21,6 +22,7 @@ from outsize.planner.plan import Plan
 from outsize.planner.plan_json import plans_to_json
 from outsize.planner.planner import choose, plan_all
 from outsize.planner.weight_group import WeightGroup
+from outsize.progress import writes_unicode
 from outsize.sizes import format_rate, format_size
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize plan``."""
     arguments.add_model(parser)
     arguments.add_request(parser)
     parser.set_defaults(batch=None)
@@ -48,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plans; 3 where none fits."""
     spec = resolve_spec(args.model, args.revision)
     folder = Path(args.model)
     options = replace(arguments.options(args), prompt=args.prompt)
@@ -85,7 +85,7 @@ def _show(
         print(json.dumps(shown if dataset is None else dataset.add_to(shown)))
     else:
         terminal = sys.stdout.isatty()
-        unicode = "utf" in (sys.stdout.encoding or "").lower()
+        unicode = writes_unicode(sys.stdout)
         print("\n".join(answer(spec, machine, plans, best, unicode=unicode, colour=terminal)))
         if dataset is not None:
             print("\n".join(["", *dataset.lines()]))
@@ -148,8 +148,7 @@ def table(machine: Machine, plans: Sequence[Plan], best: int) -> list[str]:
                 format_size(predicted.disk_bytes_per_token) if plan.fits else "-",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return text_table(rows)
 
 
 def assumed(machine: Machine, plan: Plan) -> bool:
@@ -159,7 +158,6 @@ def assumed(machine: Machine, plan: Plan) -> bool:
 
 
 def notes(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
-    """What the reader should know besides."""
     lines = []
     if assumed(machine, plan):
         measure = "; `outsize probe` measures this machine" if machine.name == "local" else ""
@@ -171,7 +169,6 @@ def notes(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
 
 
 def explain(spec: ModelSpec, plan: Plan) -> list[str]:
-    """Why every module rests where it does, equal reasons together."""
     groups: dict[tuple[str, str, str], list[WeightGroup]] = {}
     for group in plan.groups:
         groups.setdefault((group.tier, group.device, group.reason), []).append(group)

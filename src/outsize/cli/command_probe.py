@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from outsize.cli.progress import note
 from outsize.errors import ModelNotFound, UsageError
 from outsize.machine.profile import profile_path, save_profile
 from outsize.models.resolve import find_folder
+from outsize.progress import note
 from outsize.sizes import format_rate, format_size
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize probe``."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a model on this machine: its weights are read")
     parser.add_argument(
         "--path", type=Path, metavar="DIR", help="whose drive to measure (default: Hugging Face's cache folder)"
@@ -30,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, keep and print; 1 where nothing could be measured or kept."""
     folder = _folder(args.model, args.path)
     from outsize.probe import MOST_BYTES, keep, measure
 
@@ -70,7 +68,6 @@ def _folder(model: str | None, path: Path | None) -> Path | None:
 
 
 def table(found: Findings) -> list[str]:
-    """A line per figure."""
     profile = found.profile
     identity = profile.identity
     lines = [f"{identity.host}: {identity.cpu}, {identity.cores} cores"]

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from outsize import progress
 from outsize.api import prepare
-from outsize.cli import arguments, layer_map, progress
+from outsize.cli import arguments
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.text import Generation, Settings, fitting, generate, most_tokens
 from outsize.errors import OutsizeError, UsageError
@@ -25,7 +26,6 @@ NEW_TOKENS_HELP = f"(default: {NEW_TOKENS}, or as many as the model has position
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize run``."""
     arguments.add_model(parser)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt (default: standard input)")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="take the prompt from a file")
@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the text as it comes, or one JSON object; what it took goes to stderr."""
     asked = args.max_new_tokens is not None
     new_tokens = args.max_new_tokens if asked else NEW_TOKENS
     settings = Settings(new_tokens, args.temperature, args.top_p, args.top_k, args.beams, args.seed)
@@ -48,14 +47,17 @@ def run(args: argparse.Namespace) -> int:
     if counted is not None:
         settings = fitting(settings, counted, opening.spec, asked=asked)
     check_fits(opening.spec, opening.plan)
-    note = _Quiet() if args.json else _Notes()
-    note.plan(opening)
-    result = answer(opening, prompt, settings, note.progress, (lambda text: None) if args.json else _to_stdout)
+    spec, plan = opening.spec, opening.plan
+    if not args.json:
+        progress.note(f"{spec.id}: {format_size(spec.weight_bytes)} of {spec.dtype}, {len(spec.blocks)} blocks")
+        progress.note(progress.layers(spec, plan, unicode=progress.writes_unicode(sys.stderr)))
+    with progress.bars(quiet=args.json) as bar:
+        result = answer(opening, prompt, settings, bar("loading"), (lambda text: None) if args.json else _to_stdout)
     if args.json:
-        print(json.dumps(run_to_json(result, opening.plan)))
+        print(json.dumps(run_to_json(result, plan)))
     else:
         print()
-        note.result(result, opening.plan)
+        progress.note(_result(result, plan))
     return 0
 
 
@@ -80,7 +82,6 @@ def answer(
 
 
 def run_to_json(result: Generation, plan: Plan) -> dict[str, object]:
-    """The object that ``run --json`` prints."""
     predicted = {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s}
     return {"schema": SCHEMA, "weights": plan.weights, **asdict(result), "predicted": predicted}
 
@@ -107,7 +108,7 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
 
 def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> tuple[Opening, int | None]:
     """What was decided, and the prompt's tokens where they were counted and not only bounded."""
-    options = arguments.options(args)
+    options = replace(arguments.options(args), batch=max(args.batch, settings.beams))
     counted: list[int] = []
 
     def tokens(folder: Path) -> int:
@@ -116,14 +117,15 @@ def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> tuple
             counted.append(counter.count(prompt))
         return counted[0] if counted else most_tokens(prompt)
 
-    opening = prepare(
-        args.model,
-        replace(options, batch=max(args.batch, settings.beams)),
-        prompt=tokens,
-        new_tokens=settings.max_new_tokens,
-        on_download=None if args.json else progress.Bytes("downloading").to,
-        on_convert=(lambda done, total: None) if args.json else progress.Bytes("converting").to,
-    )
+    with progress.bars(quiet=args.json) as bar:
+        opening = prepare(
+            args.model,
+            options,
+            prompt=tokens,
+            new_tokens=settings.max_new_tokens,
+            on_download=bar("downloading"),
+            on_convert=bar("converting"),
+        )
     return opening, counted[0] if counted else None
 
 
@@ -131,42 +133,10 @@ def _to_stdout(text: str) -> None:
     print(text, end="", flush=True)
 
 
-class _Quiet:
-    """Says nothing on the way."""
-
-    def plan(self, opening: Opening) -> None:
-        """What was decided."""
-
-    def progress(self, done: int, total: int) -> None:
-        """How much has been loaded."""
-
-    def result(self, result: Generation, plan: Plan) -> None:
-        """What it took."""
-
-
-class _Notes(_Quiet):
-    """Says on stderr what happens."""
-
-    def __init__(self) -> None:
-        self._bar = progress.Bytes("loading")
-
-    def plan(self, opening: Opening) -> None:
-        spec, chosen = opening.spec, opening.plan
-        unicode = "utf" in (sys.stderr.encoding or "").lower()
-        _say(f"{spec.id}: {format_size(spec.weight_bytes)} of {spec.dtype}, {len(spec.blocks)} blocks")
-        _say(layer_map.layers(spec, chosen, unicode=unicode))
-
-    def progress(self, done: int, total: int) -> None:
-        self._bar.to(done, total)
-
-    def result(self, result: Generation, plan: Plan) -> None:
-        expected = plan.predicted
-        first = f"first token {result.first_token_s:.2f} s (predicted {expected.first_token_s:.2f})"
-        rate = f"{1 / result.token_s:.3g} tokens/s" if result.token_s else "no further token"
-        further = f"then {rate}, {result.token_s:.3f} s/token (predicted {expected.token_s:.3f})"
-        disk = f"{format_size(result.disk_bytes_per_token)} a token from disk"
-        _say(f"{first}, {further}, {disk}, peak memory {format_size(result.peak_ram_bytes)}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+def _result(result: Generation, plan: Plan) -> str:
+    expected = plan.predicted
+    first = f"first token {result.first_token_s:.2f} s (predicted {expected.first_token_s:.2f})"
+    rate = f"{1 / result.token_s:.3g} tokens/s" if result.token_s else "no further token"
+    further = f"then {rate}, {result.token_s:.3f} s/token (predicted {expected.token_s:.3f})"
+    disk = f"{format_size(result.disk_bytes_per_token)} a token from disk"
+    return f"{first}, {further}, {disk}, peak memory {format_size(result.peak_ram_bytes)}"

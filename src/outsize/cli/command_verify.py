@@ -8,25 +8,20 @@ import os
 import time
 from pathlib import Path
 
-from outsize.cli import progress
 from outsize.convert.checksums import verify
+from outsize.progress import bars
 from outsize.sizes import format_rate, format_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``outsize verify``."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="a folder that outsize convert wrote")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read everything and compare; 4 with the first tensor that differs."""
     began = time.monotonic()
-    bar = progress.Bytes("verifying")
-    try:
-        found = verify(args.folder, bar.to)
-    finally:
-        bar.close()
+    with bars() as bar:
+        found = verify(args.folder, bar("verifying"))
     seconds = time.monotonic() - began
     tensors = sum(len(parts) - 1 for parts in found.files.values() if len(parts) > 1)
     rate = found.nbytes / seconds

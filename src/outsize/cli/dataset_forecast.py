@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from outsize.cli.table import table
 from outsize.errors import UsageError
 from outsize.evals.dataset_model import plan_for
 from outsize.evals.records import Record, read_records
@@ -39,7 +40,6 @@ class Forecast:
         return {**shown, "dataset": {**about, "new_tokens": self.dataset.new_tokens}}
 
     def lines(self) -> list[str]:
-        """A line of what it is, and a table."""
         tokens, new = self.dataset.tokens, self.dataset.new_tokens
         rows = [("", "weights", "batch", "sweeps", "micro-batches", "seconds", "from disk")]
         for index, (plan, prediction) in enumerate(zip(self.plans, self.predictions, strict=True)):
@@ -51,11 +51,10 @@ class Forecast:
             )
             mark = ">" if index == self.best and plan.fits else ""
             rows.append((mark, plan.weights, str(plan.request.batch), *(figures if plan.fits else ("-",) * 4)))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         doing = f"{new} new tokens each" if new else "scored"
         return [
             f"the dataset: {len(tokens)} sequences, {sum(tokens)} tokens, the longest {max(tokens)}, {doing}",
-            *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
+            *table(rows),
         ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from outsize.errors import DoesNotFit, OutsizeError, UsageError, said
+from outsize.files import is_disk_full
 from outsize.models.files.tokenizer_limits import PANIC
 
 DEBUG = "OUTSIZE_DEBUG"
@@ -111,11 +112,10 @@ def translate(error: BaseException) -> OutsizeError:
 
 
 def _of_system(error: OSError) -> OutsizeError:
-    """The file's name, where the system said one, and its own words."""
     files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     what = error.strerror or said(error)
     remedy = REMEDIES.get(error.errno or 0, ASK_FOR_TRACE)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return OutsizeError(f"{' and '.join(files) or 'output'}: {what}", remedy=remedy)
     if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return UsageError(f"{' and '.join(files)}: {what}", remedy=remedy)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outsize.cli import plot
+from outsize.cli.table import table as text_table
 from outsize.evals.fewshot.experiment import Experiment
 from outsize.evals.fewshot.interval import Accuracy
 from outsize.evals.fewshot.table import Table
@@ -21,8 +22,7 @@ def as_text(experiment: Experiment, table: Table) -> list[str]:
     shown += [(str(n.shots), str(n.rows), *(_share(n.accuracy.get(m)) for m in metrics)) for n in table.lines]
     ranges = [n for n in table.lines if any(len(found.draws) > 1 for found in n.accuracy.values())]
     shown += [(str(n.shots), str(n.rows), *(_range(n.accuracy[m]) for m in metrics)) for n in ranges]
-    widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
-    rows = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
+    rows = text_table(shown, "right")
     whole = len(table.lines) + 1
     if ranges:
         rows = [*rows[:whole], "single draws, lowest and highest:", *rows[whole:]]
@@ -30,7 +30,6 @@ def as_text(experiment: Experiment, table: Table) -> list[str]:
 
 
 def as_json(experiment: Experiment, table: Table) -> dict[str, Any]:
-    """The same: shares between 0 and 1."""
     task = experiment.task
     return {
         "task": task.name,

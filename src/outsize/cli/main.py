@@ -33,7 +33,6 @@ class Parser(argparse.ArgumentParser):
     """argparse, but what is wrong is raised: it becomes one line like any other error."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError."""
         raise UsageError(message, remedy=f"{self.prog} --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:

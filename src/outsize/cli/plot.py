@@ -39,7 +39,6 @@ def bar(usage: Usage, *, unicode: bool = True, colour: bool = False, width: int 
 
 
 def legend(usages: Sequence[Usage], *, unicode: bool = True) -> str:
-    """What the glyphs of these bars mean."""
     words = [
         f"{glyph if unicode else plain} {word}"
         for word, name, glyph, plain, *_ in PARTS
@@ -94,7 +93,6 @@ def figure_class(path: Path) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure. Raises OutsizeError where that is impossible."""
     try:
         figure.savefig(path)
     except OSError as error:
@@ -102,7 +100,6 @@ def save(figure: Any, path: Path) -> None:
 
 
 def headline(plan: Plan) -> str:
-    """A plan in one line."""
     if not plan.fits:
         return f"{plan.weights}: does not fit, lacks {format_size(plan.shortfall_bytes)}"
     disk = plan.usage["disk"].weights_bytes

@@ -9,7 +9,6 @@ because the recipe says them all.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -27,9 +26,10 @@ from outsize.convert.checksums import Checksums, Made
 from outsize.convert.chunks import Held, Piece, ReadAhead, cut
 from outsize.convert.packed_config import packed_config
 from outsize.convert.recipe import Recipe, Shard, Step, make_recipe
-from outsize.convert.shard_writer import SUFFIX, ShardWriter, sync_folder, write_file
+from outsize.convert.shard_writer import ShardWriter
 from outsize.convert.source import Source
 from outsize.errors import DamagedModel, DoesNotFit, OutsizeError, UsageError
+from outsize.files import UNFINISHED, is_disk_full, sync_folder, write_whole
 from outsize.models.files.folder import CONFIG
 from outsize.models.spec import ModelSpec, StoredTensor
 from outsize.sizes import format_size
@@ -99,7 +99,7 @@ def _translated(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             remedy = "free some space and run it again: finished shards are kept"
             raise DoesNotFit(f"the disk that holds {out.parent} is full", remedy=remedy) from error
         raise OutsizeError(f"{out} cannot be written: {error.strerror or error}") from error
@@ -143,7 +143,7 @@ class _Conversion:
         for place, shard in enumerate(left):
             self._shard(shard, frozenset(file for other in left[place + 1 :] for file in other.sources))
         for name, content in small.items():
-            write_file(self._partial / name, content)
+            write_whole(self._partial / name, content)
             self._sums.files[name] = (checksums.range_of(name, content),)
         self._sums = replace(self._sums, complete=True)
         self._keep_sums()
@@ -156,7 +156,7 @@ class _Conversion:
         Raises UsageError for a folder that no conversion began: what is in it is not ours to remove.
         """
         names = {entry.name for entry in self._partial.iterdir()}
-        if checksums.NAME not in names and any(not name.endswith(SUFFIX) for name in names):
+        if checksums.NAME not in names and any(not name.endswith(UNFINISHED) for name in names):
             raise UsageError(f"{self._partial} is there already, and no conversion of ours", remedy="another --out")
         try:
             found = checksums.read_checksums(self._partial)
@@ -258,7 +258,7 @@ class _Conversion:
         self._progress(self._done, self._recipe.source_bytes)
 
     def _keep_sums(self) -> None:
-        write_file(self._partial / checksums.NAME, self._sums.to_json())
+        write_whole(self._partial / checksums.NAME, self._sums.to_json())
         sync_folder(self._partial)
 
     def _publish(self, out: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from outsize.convert.checksums import HEADER, Range
 from outsize.convert.recipe import Shard
+from outsize.files import UNFINISHED
 
-SUFFIX = ".part"
 SYNC_EVERY = 128 << 20  # bytes after which what was written is synced, and its pages given back
 
 
@@ -19,7 +19,7 @@ class ShardWriter:
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._shard = shard
         self._path = folder / shard.name
-        self._temporary = folder / (shard.name + SUFFIX)
+        self._temporary = folder / (shard.name + UNFINISHED)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._descriptor = os.open(self._temporary, flags, 0o644)
         self._placed = {tensor.name: tensor for tensor in shard.placed}
@@ -71,22 +71,3 @@ class ShardWriter:
         os.fdatasync(self._descriptor)
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self._unsynced = 0
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """A small file: written under a temporary name, synced, renamed."""
-    temporary = path.with_name(path.name + SUFFIX)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

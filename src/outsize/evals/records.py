@@ -34,22 +34,18 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What joins it to its result. A line with an error may bear another line's id, so its number counts."""
         return _line_key(self.line) if self.error else json.dumps(self.id)
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What its result begins with; ``key_of`` gives the key back."""
         return {"id": self.id, "line": self.line} if self.error else {"id": self.id}
 
     @property
     def content(self) -> Any:
-        """All that it says, as JSON has it."""
         return [self.key, self.fields, self.error and self.raw]
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
-    """The key of the line that a result is of."""
     return _line_key(row["line"]) if "line" in row else json.dumps(row["id"])
 
 

@@ -35,7 +35,6 @@ class Encoder:
             return tuple(self.tokenizer.encode(text, verbose=False))
 
     def bare(self, text: str) -> list[int]:
-        """Tokens of the text and nothing else."""
         with tokenizer_errors():
             return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from outsize.errors import OutsizeError, UsageError
+from outsize.files import is_disk_full, sync_folder, write_whole
 
 SYNC_EVERY_S = 1.0  # most seconds that a written line may wait for the drive
 SUFFIX = ".outsize.json"
@@ -40,14 +41,14 @@ class Journal:
             data = _read(self._file)
             self.rows, end = _rows(path, data)
             self._check(header, bool(data))
-            self._write_header(header)
+            write_whole(self._header, json.dumps(header, indent=1) + "\n")
             os.ftruncate(self._file, end)
             kept = self.rows if keep is None else [row for row in self.rows if keep(row)]
             if len(kept) < len(self.rows):
                 self._rewrite(kept)
             self._end = os.lseek(self._file, 0, os.SEEK_END)
             os.fsync(self._file)
-            _sync_folder(path)
+            sync_folder(path.parent)
         except OSError as error:
             os.close(self._file)
             raise _failure(path, error) from error
@@ -110,7 +111,6 @@ class Journal:
                 return
 
     def _check(self, header: Mapping[str, Any], begun: bool) -> None:
-        """Whether what is there are results of the same."""
         remedy = f"another --out, or delete {self.path} and {self._header}"
         if not begun:
             return
@@ -130,15 +130,6 @@ class Journal:
                 have=_shown(changed, header),
                 remedy=remedy,
             )
-
-    def _write_header(self, header: Mapping[str, Any]) -> None:
-        temporary = self._header.with_name(self._header.name + ".new")
-        with temporary.open("w") as file:
-            json.dump(header, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._header)
 
     def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The file with these lines only. The old one stays until the new one is whole, and is never without a lock."""
@@ -232,21 +223,12 @@ def _write(file: int, data: bytes) -> None:
         view = view[os.write(file, view) :]
 
 
-def _sync_folder(path: Path) -> None:
-    """That the files are there is known to their folder, which has to be synced itself."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _shown(names: Iterable[str], values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {json.dumps(values.get(name))[:80]}" for name in names)
 
 
 def _failure(path: Path, error: OSError) -> OutsizeError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = is_disk_full(error)
     return OutsizeError(
         f"{path}: {'the disk is full' if full else error.strerror}",
         remedy="free some space and run again: what is written is kept" if full else "",

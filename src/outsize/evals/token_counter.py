@@ -30,7 +30,6 @@ class TokenCounter:
 
     @property
     def exact(self) -> bool:
-        """Whether ``count`` can be asked."""
         return self._tokenizer is not None
 
     def count(self, text: str) -> int:

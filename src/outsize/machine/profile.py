@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from outsize.files import write_whole
 from outsize.machine.machine import Device, Machine
 from outsize.paths import outsize_cache
 
@@ -70,16 +71,7 @@ def profile_path(environ: Mapping[str, str] = os.environ) -> Path:
 def save_profile(profile: Profile, path: Path) -> None:
     """Writes the profile whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump({"schema": SCHEMA} | asdict(profile), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps({"schema": SCHEMA} | asdict(profile), indent=1))
 
 
 def load_profile(path: Path, identity: Identity) -> KeptProfile:

@@ -11,11 +11,13 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from math import prod
 from pathlib import Path
 
 from outsize.errors import OutsizeError
+from outsize.files import write_whole
 from outsize.models.dtypes import dtype_bytes
 from outsize.models.files.folder import ModelFolder
 from outsize.models.spec import ModelSpec, StoredTensor
@@ -121,11 +123,7 @@ def _changed(folder: ModelFolder, name: str) -> int:
 
 
 def _keep(path: Path, text: str) -> None:
-    """Written under a temporary name and renamed; a cache that cannot be written is done without."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
+    """A cache that cannot be written is done without."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        write_whole(path, text)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -11,20 +12,30 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import postprocess_generated_text, resolve_max_length
 
 from outsize.api import folder_in
-from outsize.cli import progress
 from outsize.cli.harness.generate_until import Generations, Manner, Sampling, manner_of
-from outsize.cli.harness.runs import Effort, Work
 from outsize.cli.harness.scores import Answer, Pair, Scores
 from outsize.cli.harness.tokens import Texts
 from outsize.errors import OutsizeError, UsageError
+from outsize.evals import dataset_run
+from outsize.evals.dataset_run import DatasetRunner
 from outsize.evals.requests import Encoder
 from outsize.models.survey_cache import folder_spec
 from outsize.options import LoadOptions, Size
+from outsize.progress import bars
 
 log = logging.getLogger("lm_eval.outsize")
 
 DEFAULT_NEW_TOKENS = 256  # where a task does not say, as for the harness' own backends
+# Resident once torch and transformers are imported, and nothing else: plans count that much for the process by then.
+PLANNED_RESIDENT = 250 << 20
 DEFAULT_TOP_K = 50  # what transformers draws from where neither the task nor the model says
+
+
+@dataclass(slots=True)
+class Effort(dataset_run.Effort):
+    """What all requests took so far. ``requests``: that the model computed, each once."""
+
+    requests: int = 0
 
 
 @register_model("outsize")
@@ -73,15 +84,12 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
         )
         self._seed = seed
         self._chat_template_args = dict(chat_template_args or {})
-        self.folder = folder_in(
-            str(pretrained),
-            options,
-            progress.Bytes("downloading").to if verbose else None,
-            progress.Bytes("converting").to if verbose else lambda done, total: None,
-        )
+        with bars(quiet=not verbose) as bar:
+            self.folder = folder_in(str(pretrained), options, bar("downloading"), bar("converting"))
         assert self.folder.path is not None  # folder_in has seen to it
         self.spec = folder_spec(self.folder)
-        self._work = Work(self.folder, options, verbose=verbose)
+        self._runner = DatasetRunner(self.folder, options, verbose=verbose, others=_resident_beside_plans)
+        self.effort = Effort()
         from outsize.models.tracing import read_config
         from outsize.models.tracing.pretrained import load_tokenizer
 
@@ -93,29 +101,20 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
         self._texts = Texts(encoder, self._most(max_length, resolve_max_length(config, self.tokenizer)))
 
     @property
-    def effort(self) -> Effort:
-        """What all requests took so far."""
-        return self._work.effort
-
-    @property
     def max_length(self) -> int:
-        """Tokens of a sequence, context and continuation together."""
         return self._texts.most
 
     @property
     def max_gen_toks(self) -> int:
-        """New tokens where a task does not say how many."""
         return DEFAULT_NEW_TOKENS
 
     @property
     def eot_token_id(self) -> int | None:
-        """The tokenizer's end of a text."""
         token: int | None = self.tokenizer.eos_token_id
         return token
 
     @property
     def prefix_token_id(self) -> int | None:
-        """What stands for an empty context."""
         return self._texts.encoder.prefix
 
     @property
@@ -124,7 +123,6 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens of a text."""
         if add_special_tokens is None:
             return self._texts.encoder.encode(string)
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
@@ -171,7 +169,7 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
         generations = Generations(asked, self._seed)
         texts: dict[int, str] = {}
         failed: dict[int, str] = {}
-        for result in self._work.generate(generations.requests, self.tokenizer):
+        for result in self._results(generations.requests):
             for number in generations.waiting[int(result.id)]:
                 if result.error:
                     failed[number] = result.error
@@ -183,7 +181,6 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
         return [texts[number] for number in range(len(requests))]
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results say of the model."""
         return {"model_num_parameters": self.spec.parameters, "model_dtype": self.spec.dtype}
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[Answer]:
@@ -191,13 +188,17 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
         asked = understood(requests, lambda one: [self._texts.fitting(one[1], one[2])])
         return self._score(requests, asked, "", lambda answer: answer)
 
+    def _results(self, requests: Sequence[Any]) -> Iterator[Any]:
+        yield from self._runner.results(requests, self.effort, self.tokenizer)
+        self.effort.requests += len(requests)
+
     def _score(
         self, requests: Sequence[Any], asked: Sequence[Sequence[Pair]], kind: str, value: Callable[[Answer], Any]
     ) -> list[Any]:
         """A value for each request; the harness' cache gets it as soon as it is known."""
         scores = Scores(asked)
         values: dict[int, Any] = {number: value((0.0, True)) for number, pairs in enumerate(asked) if not pairs}
-        for result in self._work.score(scores.requests):
+        for result in self._results(scores.requests):
             for number, answer in scores.take(result):
                 values[number] = value(answer)
                 if kind:
@@ -259,6 +260,12 @@ def refuse(requests: Sequence[Any], failed: Mapping[int, str]) -> None:
 
 
 def named(one: Any) -> str:
-    """Which document a request of the harness is about."""
     task, document = getattr(one, "task_name", None), getattr(one, "doc_id", None)
     return "a request" if task is None else f"document {document} of {task}"
+
+
+def _resident_beside_plans() -> int:
+    """Resident bytes (VmRSS) of the harness, its libraries and documents, which no plan counts."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        resident = next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:")), 0)
+    return max(resident - PLANNED_RESIDENT, 0)

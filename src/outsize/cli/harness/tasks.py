@@ -33,7 +33,6 @@ class Tasks:
         self._about = about
 
     def names(self, pattern: Sequence[str] = ("*",)) -> list[str]:
-        """All tasks, groups and tags that match one of the patterns."""
         found: list[str] = self._manager(own=True).match_tasks(list(pattern))
         return sorted(found)
 
@@ -76,5 +75,4 @@ def load(manager: TaskManager, names: Sequence[str]) -> list[Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]

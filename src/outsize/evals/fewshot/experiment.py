@@ -33,17 +33,14 @@ class Prompt:
 
     @property
     def context(self) -> str:
-        """What the model reads."""
         return self.head if self.shots is None else self.head + self.question.text
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What its row begins with."""
         return {"id": self.question.id, "shots": self.shots, "seed": self.seed}
 
     @property
     def key(self) -> str:
-        """What joins it to its row."""
         return key_of(self.identity)
 
     @property
@@ -54,7 +51,6 @@ class Prompt:
 
 
 def key_of(row: Mapping[str, Any]) -> str:
-    """The key of the prompt that a row is of."""
     return json.dumps([row.get(name) for name in NAMES])
 
 
@@ -116,7 +112,6 @@ class _Maker:
         self._examples = Examples(examples, balanced=task.balanced)
 
     def head(self, question: Question, shots: int, seed: int) -> str:
-        """Instruction and examples, up to where the question begins."""
         if shots and self._task.draw == "per_row":
             return self._written(self._drawn(f"{seed} for {json.dumps(question.id)}", question)[:shots])
         if (shots, seed) not in self._heads:

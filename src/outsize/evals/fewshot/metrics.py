@@ -46,7 +46,6 @@ class Matching:
     ignore_punctuation: bool = False
 
     def normal(self, text: str) -> str:
-        """The text as it is compared."""
         if self.ignore_case:
             text = text.lower()
         if self.ignore_punctuation:
@@ -54,12 +53,10 @@ class Matching:
         return text.strip() if self.strip else text
 
     def matches(self, said: str, answers: Sequence[str]) -> bool:
-        """Whether what was said is one of the answers."""
         return self.normal(said) in map(self.normal, answers)
 
 
 def best(metric: str, scored: Scored) -> int:
-    """The index of the choice that a metric takes; of equal ones the first."""
     weights = _weights(metric, scored)
     return max(range(len(weights)), key=weights.__getitem__)
 

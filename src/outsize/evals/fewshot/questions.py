@@ -28,7 +28,6 @@ class Question:
 
     @property
     def gold(self) -> int:
-        """The index of the right choice."""
         return self.choices.index(self.answers[0])
 
 
@@ -63,7 +62,6 @@ def _question(record: Record, task: Task) -> Question:
 
 
 def _value(record: Record, task: Task, name: str) -> Any:
-    """A field. ``id`` is one like the others."""
     column = task.columns.get(name, name)
     fields: Mapping[str, Any] = {"id": record.id, **record.fields}
     if column not in fields:
@@ -72,7 +70,6 @@ def _value(record: Record, task: Task, name: str) -> Any:
 
 
 def _text(name: str, value: Any) -> str:
-    """A text, or a number as JSON writes it."""
     if is_text(value):
         return str(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -81,7 +78,6 @@ def _text(name: str, value: Any) -> str:
 
 
 def _answers(name: str, value: Any) -> tuple[str, ...]:
-    """The right answers: one, or a list."""
     if isinstance(value, list) and value:
         return tuple(_text(name, one) for one in value)
     return (_text(name, value),)

@@ -20,7 +20,6 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The names in it, each once."""
         return tuple(dict.fromkeys(field for _, field in self.pieces if field))
 
     def fill(self, values: Mapping[str, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from outsize.errors import DamagedModel, DoesNotFit, ModelNotFound
+from outsize.files import is_disk_full
 from outsize.models.files.folder import CONFIG
 from outsize.models.files.hub import HubFile, RemoteFiles, Repository, repository, translated
 from outsize.models.files.parse_json import MOST_CONFIG_BYTES
@@ -157,6 +157,6 @@ def _fetch(
         with translated(model_id, revision, name, most):
             return hf_hub_download(model_id, name, revision=revision, token=token, tqdm_class=Reporter, cache_dir=cache)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise DoesNotFit(f"{model_id}: the disk is full", remedy="free some space, or set HF_HOME") from error
         raise DamagedModel(f"{model_id}: {name} cannot be kept: {error}", remedy="check HF_HOME") from error

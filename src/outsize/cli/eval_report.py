@@ -12,8 +12,9 @@ from typing import Any
 
 from lm_eval.utils import handle_non_serializable, sanitize_list
 
-from outsize.cli.harness.runs import Effort
+from outsize.cli.table import table as text_table
 from outsize.errors import OutsizeError
+from outsize.evals.dataset_run import Effort
 
 SCHEMA = 1
 SHOWN = (
@@ -47,9 +48,7 @@ def table(results: Mapping[str, Any]) -> str:
             way = {True: "higher", False: "lower"}.get(better.get(metric), "")
             rows.append((shown, shots, filtered, metric, _number(found[key]), _number(stderr), way))
             shown = shots = ""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(text_table(rows))
 
 
 def _in_order(results: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -65,7 +64,6 @@ def _in_order(results: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _number(value: Any) -> str:
-    """Four digits behind the point, or of all; nothing for what the harness has no number for."""
     if not isinstance(value, int | float):
         return "" if value is None or value == "N/A" else str(value)
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from outsize.cli.dataset_bar import DatasetBar, remaining_s
 from outsize.engine.request import DatasetProgress
+from outsize.progress import DatasetBar, bars, remaining_s
+from outsize.sizes import GIB
 
 
 class Terminal(io.StringIO):
@@ -42,3 +43,25 @@ def test_nothing_is_said_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPa
     bar.to(DatasetProgress(5, 10, 1, 1000, 0))
     bar.close()
     assert sys.stderr.getvalue() == ""
+
+
+def test_no_terminal_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with bars() as bar:
+        advance = bar("loading")
+        advance(GIB, 2 * GIB)
+        advance(2 * GIB, 2 * GIB)
+    assert capsys.readouterr().err.startswith("loading: 2.0 GiB in ")
+    with bars() as bar:
+        bar("nothing")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with bars() as bar:
+        advance = bar("loading")
+        advance(GIB // 2, GIB)
+        advance(GIB, GIB)
+    assert "100%" in terminal.getvalue()
