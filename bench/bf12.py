@@ -19,9 +19,9 @@ import torch
 from physical import memory_rate
 from torch.nn import functional
 
-from outsize.kernels import dispatch
-from outsize.kernels.bf12 import Bf12Weight, encode, linear
+from outsize.kernels.bf12 import Bf12Weight, encode
 from outsize.kernels.cpu.library import describe
+from outsize.kernels.dispatch import linear
 from outsize.models.bf12_layout import bf12_bytes
 from outsize.store.buffer import Memory
 
@@ -69,7 +69,7 @@ def measure(build: str, rows: list[int], plain: list[torch.Tensor]) -> dict[str,
     for count in rows:
         x = torch.randn(count, INPUTS).bfloat16()
         kinds[f"bf12, {count} rows"] = lambda number, x=x: linear(x, tight[number])
-        kinds[f"bf16, {count} rows"] = lambda number, x=x: dispatch.linear(x, plain[number])
+        kinds[f"bf16, {count} rows"] = lambda number, x=x: linear(x, plain[number])
         kinds[f"torch, {count} rows"] = lambda number, x=x: functional.linear(x, plain[number])
     return seconds(kinds)
 

@@ -25,7 +25,7 @@ import torch
 
 from outsize.kernels import reference
 from outsize.kernels.cuda import linear as cuda
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import PackedWeight
 from outsize.models.formats import Packing
 
 SHAPES = ((4096, 4096), (8192, 8192), (14336, 4096))

@@ -26,7 +26,7 @@ from torch.nn import functional
 from outsize.kernels.cpu.library import describe
 from outsize.kernels.dispatch import linear
 from outsize.kernels.memory_rate import total
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import PackedWeight
 from outsize.models.formats import Packing
 from outsize.store.buffer import Memory
 

@@ -20,8 +20,7 @@ from quantised import Scheme, transformers_own, write_quantised
 
 import outsize
 from outsize.kernels.cpu.library import NoLibrary, load
-from outsize.kernels.dense import KernelWeight
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import NativeWeight, PackedWeight
 
 # As a share of the largest logit. The data type's own rounding, layer after layer, and for packed weights that of the
 # activations, to 16 bits in blocks of inputs; the numbers of torch's own paths differ from each other by as much.
@@ -118,7 +117,7 @@ def test_within_rounding(case: Case, home: str, monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(generate(model, case.prompts[1]), case.tokens)
         if home == "ram":
             kinds = {type(weight) for weight in weights_of(model)}
-            assert kinds == ({KernelWeight, PackedWeight} if case.packed else {KernelWeight})
+            assert kinds == ({NativeWeight, PackedWeight} if case.packed else {NativeWeight})
             assert all(isinstance(weight, torch.nn.Parameter) for weight in weights_of(model))
 
 

@@ -12,7 +12,7 @@ from quantised import SCHEMES, Scheme, write_quantised
 
 import outsize
 from outsize.convert.cache import convert_model
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import PackedWeight
 from outsize.machine.describe import parse_machine
 from outsize.models.files.folder import open_folder
 from outsize.models.spec import ModelSpec

@@ -18,7 +18,7 @@ from quantised import SCHEMES, Scheme, transformers_own, write_quantised
 
 import outsize
 from outsize.errors import OutsizeError, UsageError
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import PackedWeight
 from outsize.models.files.folder import open_folder
 from outsize.models.survey_cache import folder_spec
 

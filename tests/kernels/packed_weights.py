@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from outsize.kernels import reference
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import PackedWeight
 from outsize.models.formats import Packing
 
 WORD = 1 << 31

@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from outsize.errors import OutsizeError
-from outsize.kernels import bf12, bf12_reference
-from outsize.kernels.bf12 import Bf12Weight, encode, linear
+from outsize.kernels import bf12_reference
+from outsize.kernels.bf12 import Bf12Weight, encode
 from outsize.kernels.cpu.library import NoLibrary, load
+from outsize.kernels.dispatch import linear
 from outsize.models.bf12_layout import bf12_bytes
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -203,7 +204,7 @@ def test_an_infinite_activation_gives_what_torch_gives(build: str) -> None:
 
 
 def test_many_rows_are_multiplied_tile_by_tile(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bf12, "TILE_BYTES", 40_000)
+    monkeypatch.setattr("outsize.kernels.cpu.linear.SCRATCH_BYTES", 40_000)
     weight, bias = torch.randn(70, 1000).bfloat16(), torch.randn(70)
     made = encoded(weight)
     for dtype, rows in itertools.product(TYPES, (17, 40)):

@@ -7,10 +7,10 @@ import torch
 from kernels.packed_weights import exact, packed_weight, shifted
 from torch.nn import functional
 
-from outsize.kernels import dispatch
-from outsize.kernels.dense import KernelWeight
-from outsize.kernels.dispatch import block_of, largest, linear
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.cpu import linear as cpu
+from outsize.kernels.cpu.linear import block_of, largest
+from outsize.kernels.dispatch import linear
+from outsize.kernels.weights import NativeWeight, PackedWeight
 from outsize.models.formats import Packing
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -100,7 +100,7 @@ def test_a_row_gives_the_same_bits_whatever_rows_are_beside_it(build: str, packi
 def test_plain_weights_are_no_further_from_the_truth_than_torchs(
     build: str, stored: torch.dtype, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "TILED_FROM", dispatch.MOST_ROWS)
+    monkeypatch.setattr(cpu, "TILED_FROM", cpu.MOST_ROWS)
     ours, torchs = [], []
     for out, inputs in ((1, 3), (7, 33), (30, 259), (16, 1024), (5, 4099)):
         weight = torch.randn(out, inputs).to(stored)
@@ -124,7 +124,7 @@ def test_plain_weights_are_no_further_from_the_truth_than_torchs(
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
 def test_many_rows_are_multiplied_tile_by_tile(build: str, packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "SCRATCH_BYTES", 40_000)
+    monkeypatch.setattr(cpu, "SCRATCH_BYTES", 40_000)
     for dtype in TYPES:
         weight = packed_weight(packing, 30, 1000)
         x, bias = torch.randn(17, 1000).to(dtype), torch.randn(30).to(dtype)
@@ -157,7 +157,7 @@ def test_what_is_not_finite_stays_so(build: str) -> None:
 
 def test_a_subclass_sends_linear_to_the_kernels_and_all_else_to_torch(build: str) -> None:
     plain = torch.randn(12, 40)
-    weight = plain.as_subclass(KernelWeight)
+    weight = plain.as_subclass(NativeWeight)
     x, bias = torch.randn(3, 40), torch.randn(12)
     assert torch.equal(bits(functional.linear(x, weight, bias)), bits(linear(x, plain, bias)))
     assert torch.equal(functional.linear(input=x, weight=weight, bias=bias), linear(x, plain, bias))
@@ -170,7 +170,7 @@ def test_a_subclass_sends_linear_to_the_kernels_and_all_else_to_torch(build: str
 
 def test_gradients_come_from_torch(build: str) -> None:
     x = torch.randn(2, 40, requires_grad=True)
-    linear(x, torch.randn(3, 40).as_subclass(KernelWeight)).sum().backward()
+    linear(x, torch.randn(3, 40).as_subclass(NativeWeight)).sum().backward()
     assert x.grad is not None
     x.grad = None
     linear(x, packed_weight(PACKINGS[0], 3, 40)).sum().backward()

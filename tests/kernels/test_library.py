@@ -45,7 +45,7 @@ def test_the_library_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert kernels() is None
     weight = packed_weight(Packing(4, 128, words=True, scale="float32"), 6, 256)
     x = torch.randn(2, 256)
-    assert torch.equal(linear(x, weight), functional.linear(x, weight.dequantised()))
+    assert torch.equal(linear(x, weight), functional.linear(x, weight.whole()))
     check = kernels_in_use()
     assert check.state == "note"
     assert check.value == "torch: the kernels were not compiled"

@@ -14,7 +14,7 @@ import torch
 
 from outsize.kernels import reference
 from outsize.kernels.cuda import linear as cuda
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import PackedWeight
 from outsize.models.formats import Packing
 
 ROWS = {(7, 5): (1, 5), (8, 0): (7, 20, 65)}
@@ -33,7 +33,7 @@ def error(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> f
     """Of the kernels' product, as a share of its largest number."""
     wide = PackedWeight(packed.values, packed.scale.float(), None, packed.packing, tuple(packed.shape))
     want = reference.linear(x.float(), wide, None if bias is None else bias.float())
-    assert cuda.multiplies(x, packed)
+    assert cuda.takes(x, packed)
     got = cuda.linear(x, packed, bias).float()
     return float((got - want).abs().max() / want.abs().max())
 

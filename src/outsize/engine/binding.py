@@ -10,8 +10,7 @@ from torch import nn
 
 from outsize.engine.placeholders import AbsentTensor, RowsOnDisk
 from outsize.kernels.cpu.library import kernels
-from outsize.kernels.dense import KernelWeight
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import NativeWeight, PackedWeight
 from outsize.models.bf12_layout import bf12_bytes
 from outsize.models.spec import StoredTensor
 from outsize.models.tracing.recording import replay, sources
@@ -98,7 +97,7 @@ class Binding:
         """What a module holds: a plain parameter, or what the kernels multiply with, where they do."""
         plain = type(tensor) is torch.Tensor
         if plain and weight.matmul and self.device.type == "cpu" and kernels() is not None:
-            seen = tensor.as_subclass(KernelWeight)
+            seen = tensor.as_subclass(NativeWeight)
             seen._is_param = True  # all that nn.Parameter checks in subclasses
             return seen
         return nn.Parameter(tensor, requires_grad=False)

@@ -12,7 +12,7 @@ from outsize.engine.kv_cache import give_room
 from outsize.engine.request import DatasetProgress, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from outsize.engine.sweep import Sweep
 from outsize.errors import DoesNotFit, UsageError
-from outsize.kernels import linear, rmsnorm
+from outsize.kernels import linear_modules, rmsnorm
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
 from outsize.models.tracing.cache_argument import cache_in
@@ -49,7 +49,7 @@ class Engine:
         self._files = files
         self._underway = False  # a dataset
         self._began = time.monotonic()
-        self._give_back = [linear.replace_in(sweep.model), rmsnorm.replace_in(sweep.model)]
+        self._give_back = [linear_modules.replace_in(sweep.model), rmsnorm.replace_in(sweep.model)]
         self._hooks = [
             sweep.model.register_forward_pre_hook(hook, with_kwargs=True)
             for hook in (self._check_room, self._give_room)

@@ -45,12 +45,13 @@ def unpack(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 
 def linear(x: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``functional.linear`` with a plain weight, or with a PackedWeight multiplied out in x's data type.
+    """``functional.linear`` with a plain weight, a Bf12Weight expanded, or a PackedWeight multiplied out in x's type.
 
     Of a large one, so many rows at a time that unpacking them takes no more than is planned for.
     """
     packing: Packing | None = getattr(weight, "packing", None)
     if packing is None:
+        weight = weight.expanded() if getattr(weight, "form", "") == "bf12" else weight
         with torch._C.DisableTorchFunctionSubclass():
             return functional.linear(x, weight, bias)
     out, inputs = weight.shape

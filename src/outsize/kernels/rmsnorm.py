@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from outsize.kernels.cpu.library import kernels
-from outsize.kernels.dispatch import TYPES
+from outsize.kernels.cpu.linear import TYPES
 
 Tensor = torch.Tensor
 

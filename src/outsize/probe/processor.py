@@ -14,9 +14,8 @@ import torch
 from torch.nn import functional
 
 from outsize.kernels.cpu.library import kernels
-from outsize.kernels.dense import KernelWeight
 from outsize.kernels.memory_rate import total
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import NativeWeight, PackedWeight
 from outsize.models.formats import GROUPS, Packing
 from outsize.store.buffer import Memory
 
@@ -94,7 +93,7 @@ class Bench:
         packing = PACKED.get(key)
         if packing is None:
             plain = self._matrices(getattr(torch, key), SHAPES)
-            return plain if kernels() is None else [weight.as_subclass(KernelWeight) for weight in plain]
+            return plain if kernels() is None else [weight.as_subclass(NativeWeight) for weight in plain]
         words = self._matrices(torch.int32, [packing.values_shape(shape) for shape in SHAPES])
         return [_packed(values, packing) for values in (words[:1] if kernels() is None else words)]
 

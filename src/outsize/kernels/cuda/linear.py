@@ -127,7 +127,7 @@ def available(device: torch.device) -> bool:
     return device.type == "cuda" and capability(device) >= LEAST_CAPABILITY
 
 
-def multiplies(x: Tensor, weight: Any) -> bool:
+def takes(x: Tensor, weight: Any, bias: Tensor | None = None) -> bool:
     """Whether these kernels multiply x with a PackedWeight; plain torch does what they do not."""
     packing: Packing = weight.packing
     return (

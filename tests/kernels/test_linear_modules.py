@@ -9,7 +9,7 @@ import torch
 from kernels.packed_weights import packed_weight
 from torch import nn
 
-from outsize.kernels import linear
+from outsize.kernels import linear_modules
 from outsize.kernels.bf12 import encode
 from outsize.kernels.cpu.library import kernels
 from outsize.models.formats import Packing
@@ -39,13 +39,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     if kernels() is None:
         pytest.skip("the kernels are not compiled")
     rows: list[int] = []
-    real = linear._multiply
+    real = linear_modules._multiply
 
     def multiply(build: Any, x: torch.Tensor, count: int, *rest: Any) -> torch.Tensor:
         rows.append(count)
         return real(build, x, count, *rest)
 
-    monkeypatch.setattr(linear, "_multiply", multiply)
+    monkeypatch.setattr(linear_modules, "_multiply", multiply)
     return rows
 
 
@@ -63,7 +63,7 @@ def test_the_short_way_gives_the_same_bits(
     x = torch.randn(shape).bfloat16()
     with torch.inference_mode():
         before = module(x)  # also describes packed weights
-        undo = linear.replace_in(module)
+        undo = linear_modules.replace_in(module)
         assert torch.equal(module(x), before)
     assert bool(called) == (short and bias is not torch.float32)
     undo()
@@ -76,14 +76,14 @@ def test_activations_of_other_types(dtype: torch.dtype, called: list[int]) -> No
     x = torch.randn(2, IN).to(dtype)
     with torch.inference_mode():
         before = module(x)
-        linear.replace_in(module)
+        linear_modules.replace_in(module)
         assert torch.equal(module(x), before)
     assert bool(called) == (dtype is not torch.float64)
 
 
 def test_every_other_row_of_something_and_gradients_go_the_long_way(called: list[int]) -> None:
     module = layer("bf12")
-    linear.replace_in(module)
+    linear_modules.replace_in(module)
     x = torch.randn(2, 2 * IN).bfloat16()
     with torch.inference_mode():
         assert torch.equal(module(x[:, ::2]), module(x[:, ::2].contiguous()))
@@ -94,7 +94,7 @@ def test_every_other_row_of_something_and_gradients_go_the_long_way(called: list
 
 def test_what_does_not_match_is_said(called: list[int]) -> None:
     module = layer("bf12")
-    linear.replace_in(module)
+    linear_modules.replace_in(module)
     with torch.inference_mode(), pytest.raises(ValueError, match="times a weight of"):
         module(torch.randn(1, IN + 1).bfloat16())
 
@@ -102,7 +102,7 @@ def test_what_does_not_match_is_said(called: list[int]) -> None:
 def test_plain_layers_and_other_kinds_stay_as_they_are(called: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     plain = nn.Linear(IN, OUT)
     model = nn.Sequential(plain, nn.Identity(), nn.Bilinear(2, 2, 2))
-    undo = linear.replace_in(model)
+    undo = linear_modules.replace_in(model)
     assert [("forward" in module.__dict__) for module in model] == [True, False, False]
     x = torch.randn(1, IN)
     with torch.inference_mode():
@@ -110,5 +110,5 @@ def test_plain_layers_and_other_kinds_stay_as_they_are(called: list[int], monkey
     assert not called
     undo()
     monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
-    linear.replace_in(model)
+    linear_modules.replace_in(model)
     assert not any("forward" in module.__dict__ for module in model)

@@ -16,8 +16,8 @@ from torch import nn
 from outsize.errors import OutsizeError
 from outsize.kernels.bf12 import Bf12Weight
 from outsize.kernels.cpu.library import Kernels, kernels
-from outsize.kernels.dispatch import MOST_ROWS, TYPES
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.cpu.linear import MOST_ROWS, TYPES
+from outsize.kernels.weights import PackedWeight
 
 Tensor = torch.Tensor
 
@@ -61,7 +61,7 @@ def _forward(module: nn.Linear, build: Kernels, input: Tensor) -> Tensor:
 
 
 def _multiply(build: Kernels, x: Tensor, rows: int, code: int, weight: Any, bias: Tensor | None) -> Tensor:
-    """As ``matmul.linear`` and ``bf12.linear`` do for what was looked at already."""
+    """As ``kernels.cpu.linear`` does for what was looked at already."""
     described = weight.described
     out = described[0]
     y = x.new_empty((*x.shape[:-1], out))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from outsize.errors import OutsizeError
 from outsize.kernels import reference
-from outsize.kernels.packed import PackedWeight
+from outsize.kernels.weights import PackedWeight
 from outsize.models.formats import Packing
 
 OUT, INPUTS = 13, 96
@@ -49,7 +49,7 @@ def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("zero_points", [False, True])
 def test_what_it_stands_for(bits: int, words: bool, group: int, zero_points: bool, dtype: torch.dtype) -> None:
     packed, weight = make(bits, group, zero_points=zero_points, words=words, dtype=dtype)
-    assert torch.equal(packed.dequantised(), weight)
+    assert torch.equal(packed.whole(), weight)
     x, bias = torch.rand(3, 2, INPUTS).to(dtype), torch.rand(OUT).to(dtype)
     assert torch.equal(functional.linear(x, packed, bias), functional.linear(x, weight, bias))
 
@@ -86,7 +86,7 @@ def test_what_is_asked_of_it_and_what_leaves_it_packed(inference: bool) -> None:
             moved = parameter.to(torch.device("cpu"), copy=True)
             assert isinstance(moved, PackedWeight)
             assert moved.values.data_ptr() != packed.values.data_ptr()
-            assert torch.equal(moved.dequantised(), packed.dequantised())
+            assert torch.equal(moved.whole(), packed.whole())
             wide = parameter.float()
             assert isinstance(wide, PackedWeight)
             assert (wide.dtype, wide.scale.dtype, wide.values.dtype) == (torch.float32, torch.float32, torch.int32)
