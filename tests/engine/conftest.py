@@ -39,8 +39,9 @@ def divided() -> Iterator[None]:
 
 
 @pytest.fixture
-def slow_drive(own_cache: Path) -> None:
-    """This machine's drive is slow: on a fast one, a planner of sense would not use a GPU for models this small."""
+def slow_drive(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's drive is slow and hops cost nothing: else a plan would use no GPU for models this small."""
+    monkeypatch.setattr("outsize.machine.rates.HOP_S", 0.0)
     drive = parse_machine("local", model_path=own_cache).disk
     save_profile(Profile(identity(), disks={drive.uuid: 1e6}), profile_path(os.environ))
 
