@@ -23,7 +23,7 @@ def main() -> None:
 
     import outsize
     from outsize.engine.scheduler import Job, Scheduler
-    from outsize.planner.batches import Burden
+    from outsize.planner.batches import MemoryUse
 
     torch.set_num_threads(options.threads)
     ids = torch.randint(300, 50000, (options.micro_batches, options.rows, options.tokens))
@@ -39,8 +39,8 @@ def main() -> None:
                     work(number)
 
         def together() -> None:
-            scheduler = Scheduler(engine._sweep, lambda burdens: True)
-            nothing = Burden((("ram", 0),), 0)
+            scheduler = Scheduler(engine._sweep, lambda uses: True)
+            nothing = MemoryUse((("ram", 0),), 0)
             scheduler.add([Job(lambda n=n: work(n), nothing) for n in range(options.micro_batches)])
             for _ in scheduler.run():
                 pass

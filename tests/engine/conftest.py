@@ -23,7 +23,7 @@ def surveyed_once(shared_surveys: None) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def plain_torch() -> Iterator[None]:
-    """The torch twins, which give transformers' own bits; test_kernels.py is about the compiled kernels."""
+    """Plain torch, which gives transformers' own bits; test_kernels.py is about the compiled kernels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OUTSIZE_KERNELS", "torch")
         yield

@@ -1,6 +1,6 @@
 """Quantised checkpoints as the compressed-tensors package writes them, from every tier, against transformers' own load.
 
-transformers multiplies the weights out with the package (``dequantize``); the torch twins give the same bits.
+transformers multiplies the weights out with the package (``dequantize``); plain torch here gives the same bits.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ import outsize
 from outsize.engine.request import GenerateRequest, ScoreRequest
 from outsize.engine.scheduler import Job, Scheduler
 from outsize.errors import ModelChanged, OutsizeError, UsageError
-from outsize.planner.batches import Burden, Room, Shape
+from outsize.planner.batches import MemoryUse, Room, Shape
 
-NOTHING = Burden((("ram", 0),), 0)
+NOTHING = MemoryUse((("ram", 0),), 0)
 LIMITS: dict[str, dict[str, Any]] = {"disk": {"ram": 0}, "ram": {}}
 
 
@@ -82,10 +82,10 @@ def test_those_that_wait_for_room_join_later(spilled: Any, monkeypatch: pytest.M
     monkeypatch.setattr("outsize.engine.batching.MICRO_BATCH_TOKENS", 32)
     few = [ScoreRequest(str(i), (5 + i, 6, 7), ((8, 9),)) for i in range(40)]  # five times eight rows
     packer = spilled.outsize._scoring(few).packer
-    burden = packer.burden(Shape(8, 4, scored=16))
-    two = Room(tuple((tier, 2 * size + burden.workspace) for tier, size in burden.resting))
-    assert two.fits([burden] * 2)
-    assert not two.fits([burden] * 3)
+    memory_use = packer.memory_use(Shape(8, 4, scored=16))
+    two = Room(tuple((tier, 2 * size + memory_use.workspace) for tier, size in memory_use.resting))
+    assert two.fits([memory_use] * 2)
+    assert not two.fits([memory_use] * 3)
     monkeypatch.setattr("outsize.engine.batching.room_of", lambda spec, plan: two)
     before, most = spilled.outsize.stats, []
     begin = Scheduler._begin
@@ -209,7 +209,7 @@ def test_jobs_that_never_wait_run_one_after_the_other(folder: Path) -> None:
                 done.append(name)
             return name
 
-        scheduler = Scheduler(model.outsize._sweep, lambda burdens: True)
+        scheduler = Scheduler(model.outsize._sweep, lambda uses: True)
         scheduler.add([Job(lambda name=name: work(name), NOTHING) for name in "abc"])  # type: ignore[misc]
         assert [job.value for job in scheduler.run()] == list("abc")
         assert done == list("aabbcc")

@@ -82,9 +82,9 @@ def test_the_twins_make_and_read_the_same_bytes(
     made = encoded(weight)
     monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
     monkeypatch.setattr(bf12_reference, "ROWS_AT_ONCE", 3000)
-    twin = encoded(weight)
-    assert twin.exceptions == made.exceptions
-    mine, theirs = (bf12_reference.parts_of(w.stored, *weight.shape, 1.0) for w in (made, twin))
+    reference = encoded(weight)
+    assert reference.exceptions == made.exceptions
+    mine, theirs = (bf12_reference.parts_of(w.stored, *weight.shape, 1.0) for w in (made, reference))
     for name in ("body", "bases", "starts"):
         assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
     assert torch.equal(mine.entries[: made.exceptions], theirs.entries[: made.exceptions])

@@ -1,4 +1,4 @@
-"""The kernel that reads memory agrees with torch's sum, which is its twin."""
+"""The kernel that reads memory agrees with torch's sum, which is its reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Root mean square normalisation: the kernel against its twin, and modules that are found to compute just that."""
+"""Root mean square normalisation: the kernel against its reference, and modules that are found to compute just that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from outsize.kernels.cpu.library import kernels
-from outsize.kernels.rmsnorm import KINDS, kind_of, norm, replace_in, twin
+from outsize.kernels.rmsnorm import KINDS, kind_of, norm, reference, replace_in
 
 EPS = 1e-5
 LAST_BITS = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-21}  # one, relative; of float32, 8
@@ -34,7 +34,7 @@ def test_as_the_twin_but_for_a_last_bit(shape: tuple[int, ...], dtype: torch.dty
     draw = torch.Generator().manual_seed(1)
     x = (3 * torch.randn(shape, generator=draw)).to(dtype)
     weight = torch.randn(shape[-1], generator=draw).to(dtype)
-    ours, theirs = norm(x, weight, EPS, kind), twin(x, weight, EPS, kind)
+    ours, theirs = norm(x, weight, EPS, kind), reference(x, weight, EPS, kind)
     assert ours.dtype == dtype
     assert ours.shape == x.shape
     last_bit = LAST_BITS[dtype] * theirs.float().abs() + 1e-6
@@ -47,7 +47,7 @@ def test_numbers_that_are_none_stay_so() -> None:
     x = torch.tensor([[1.0, float("nan")], [1.0, 2.0]], dtype=torch.bfloat16)
     ours = norm(x, torch.ones(2, dtype=torch.bfloat16), EPS, 0)
     assert ours[0].isnan().all()
-    assert torch.equal(ours[1], twin(x, torch.ones(2, dtype=torch.bfloat16), EPS, 0)[1])
+    assert torch.equal(ours[1], reference(x, torch.ones(2, dtype=torch.bfloat16), EPS, 0)[1])
 
 
 @pytest.mark.parametrize(

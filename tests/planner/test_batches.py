@@ -9,13 +9,13 @@ from outsize.models.spec import WorkspaceSpec
 from outsize.planner import footprint
 from outsize.planner.batches import (
     LOGITS_BYTES,
-    Burden,
+    MemoryUse,
     Room,
     Shape,
-    burden_of,
     cache_bytes,
     kept_rows_bytes,
     logit_rows,
+    memory_use_of,
     pack,
     peak_bytes,
     resting_bytes,
@@ -82,12 +82,12 @@ def test_buffers_and_what_is_unpacked_take_room_on_every_tier():
 
 def test_one_workspace_and_the_sum_of_what_rests():
     room = Room((("ram", 100), ("gpu0", 50)))
-    assert room.fits([Burden((("ram", 30), ("gpu0", 10)), 20)] * 2)
-    several = [Burden((("ram", 30), ("gpu0", 10)), 5), Burden((("ram", 30), ("gpu0", 10)), 30)]
+    assert room.fits([MemoryUse((("ram", 30), ("gpu0", 10)), 20)] * 2)
+    several = [MemoryUse((("ram", 30), ("gpu0", 10)), 5), MemoryUse((("ram", 30), ("gpu0", 10)), 30)]
     assert room.fits(several)  # to the byte
-    assert not room.fits([*several, Burden((("ram", 0), ("gpu0", 1)), 0)])
-    assert not room.fits([Burden((("ram", 30), ("gpu0", 10)), 20)] * 3)
-    assert not room.fits([Burden((("ram", 0), ("gpu0", 20)), 31)])
+    assert not room.fits([*several, MemoryUse((("ram", 0), ("gpu0", 1)), 0)])
+    assert not room.fits([MemoryUse((("ram", 30), ("gpu0", 10)), 20)] * 3)
+    assert not room.fits([MemoryUse((("ram", 0), ("gpu0", 20)), 31)])
     assert room.fits([])
 
 
@@ -106,10 +106,10 @@ def test_caches_of_those_that_keep_one():
     assert cache_bytes(SPEC, plan, Shape(3, 10), "ram") == 0
     assert cache_bytes(SPEC, plan, Shape(3, 10, new_tokens=5, cached=True), "ram") == 3 * 15 * per_token
     assert cache_bytes(SPEC, plan, Shape(3, 10, cached=True), "gpu0") == 0
-    # every block is streamed: what is lent is never more than one block's
-    assert cache_bytes(SPEC, plan, Shape(3, 10, cached=True, lent=True), "ram") == 3 * 10 * per_token // 6
+    # every block is streamed: what is transient is never more than one block's
+    assert cache_bytes(SPEC, plan, Shape(3, 10, cached=True, transient=True), "ram") == 3 * 10 * per_token // 6
     resident = plan_of(SPEC)
-    assert cache_bytes(SPEC, resident, Shape(3, 10, cached=True, lent=True), "ram") == 3 * 10 * per_token
+    assert cache_bytes(SPEC, resident, Shape(3, 10, cached=True, transient=True), "ram") == 3 * 10 * per_token
 
 
 def test_a_decoder_caches_what_it_makes_and_the_encoders_tokens():
@@ -136,10 +136,10 @@ def test_workspace_is_a_pass_joined_caches_and_logits():
 
 def test_a_burden_lies_on_every_tier_that_computes():
     plan = plan_of(SPEC, weights=0, gpus=(6 * MIB,))
-    burden = burden_of(SPEC, plan, Shape(2, 10, new_tokens=2, cached=True))
+    memory_use = memory_use_of(SPEC, plan, Shape(2, 10, new_tokens=2, cached=True))
     hidden = 2 * resting_bytes(SPEC, 10)
-    assert sum(size - hidden for _, size in burden.resting) == 2 * 12 * SPEC.kv_bytes_per_token
-    assert burden.workspace == workspace_bytes(SPEC, Shape(2, 10, new_tokens=2, cached=True))
+    assert sum(size - hidden for _, size in memory_use.resting) == 2 * 12 * SPEC.kv_bytes_per_token
+    assert memory_use.workspace == workspace_bytes(SPEC, Shape(2, 10, new_tokens=2, cached=True))
 
 
 def test_packs_have_little_padding_and_are_no_larger_than_asked():

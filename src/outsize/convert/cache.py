@@ -79,7 +79,7 @@ def convert_model(
     Raises as ``store.convert`` does, and whatever finding or downloading the model may raise.
     """
     if out is not None:
-        out = Path(os.path.abspath(out.expanduser()))  # "." has no name that .partial could be put behind
+        out = Path(os.path.abspath(out.expanduser()))  # "." has no name that .partial could be put after
         if not out.name:
             raise UsageError(f"cannot convert into {out}", remedy="--out DIR, a folder that is new or empty")
     whole = find_folder(model, revision, whole=True) if discard_source else None

@@ -1,6 +1,6 @@
 """A native checkpoint, on this machine or on the hub, into a folder of int8 or int4 weights.
 
-Pieces of a few MB are read ahead, quantised on all cores and written behind, so memory holds some buffers and never a
+Pieces of a few MB are read ahead, quantised on all cores and written meanwhile, so memory holds some buffers, never a
 block; only a tensor that a ``.bin`` stores as a strided view is there whole, one at a time. Everything is written to
 ``OUT.partial``, shard by shard; a shard that is synced and has its name and checksums is finished. The folder gets its
 own name last. Killed anywhere, the next run checks what is finished and goes on: the bytes are the same in the end,
@@ -272,7 +272,7 @@ class _Conversion:
 
 
 class _Writing:
-    """A thread that writes behind; what it raises comes out of the next call."""
+    """A thread that writes meanwhile; what it raises comes out of the next call."""
 
     def __init__(self, writer: ShardWriter) -> None:
         self.writer = writer

@@ -14,7 +14,7 @@ from outsize.engine.sequence import Row, padded
 from outsize.engine.sweep import Sweep
 from outsize.models.spec import ModelSpec
 from outsize.models.tracing.cache_argument import with_cache
-from outsize.planner.batches import Burden, Shape, kept_rows_bytes, logit_rows
+from outsize.planner.batches import MemoryUse, Shape, kept_rows_bytes, logit_rows
 from outsize.planner.plan import Plan
 
 
@@ -35,7 +35,9 @@ class Work(ABC):
         self.head: Head | None = None
         self._sweep = sweep
         self._batches: dict[Job, Batch] = {}
-        self._held: dict[int, tuple[Burden, int]] = {}  # stems that are kept: what they take, micro-batches to come
+        self._held: dict[
+            int, tuple[MemoryUse, int]
+        ] = {}  # prefixes that are kept: what they take, micro-batches to come
 
     @property
     def shapes(self) -> list[Shape]:
@@ -79,19 +81,19 @@ class Work(ABC):
 
     def compute_stem(self, batch: Batch) -> None:
         """Fills a cache. Nobody wants the logits; the head computes those of one position."""
-        assert batch.stem is not None
+        assert batch.shared is not None
         assert self.head is not None
         before = batch.shape.past
         ids = padded([row.tokens[before:] for row in batch.rows])
-        inputs = {"input_ids": ids, **with_cache(self.model, batch.stem.cache), "use_cache": True}
+        inputs = {"input_ids": ids, **with_cache(self.model, batch.shared.cache), "use_cache": True}
         for _ in self.head.logits(self.model, Pick([0], [ids.shape[1] - 1], self.most_logits), inputs):
             pass
 
-    def _fits(self, burdens: Sequence[Burden]) -> bool:
-        return self.packer.room.fits([*burdens, *(burden for burden, _ in self._held.values())])
+    def _fits(self, uses: Sequence[MemoryUse]) -> bool:
+        return self.packer.room.fits([*uses, *(memory_use for memory_use, _ in self._held.values())])
 
     def _job(self, group: Group) -> Job:
-        first, *others = (Job(partial(self._run, b), self.packer.burden(b.shape)) for b in group)
+        first, *others = (Job(partial(self._run, b), self.packer.memory_use(b.shape)) for b in group)
         first.together = tuple(others)
         self._batches.update(zip(first.group, group, strict=True))
         return first
@@ -104,25 +106,25 @@ class Work(ABC):
         batch = self._batches.pop(job)
         self.tokens += batch.shape.rows * batch.shape.tokens
         if batch.sharing:  # where it failed, those who share it fail too, and are tried again without it
-            if not batch.shape.lent and not job.failure:
-                self._held[id(batch.stem)] = (Burden(job.burden.resting, 0), batch.sharing)
+            if not batch.shape.transient and not job.failure:
+                self._held[id(batch.shared)] = (MemoryUse(job.memory_use.resting, 0), batch.sharing)
             return
         self._forget_stem(batch)
         if not job.failure:
             yield from self.finish(batch, job.value)
-        elif batch.stem is None and len(batch.rows) == 1:
+        elif batch.shared is None and len(batch.rows) == 1:
             yield from self.fail(batch.rows[0], job.failure)
         else:
             scheduler.add(self._again(batch), first=True)
 
     def _forget_stem(self, batch: Batch) -> None:
-        """Counts down to the last of those who share a stem."""
-        held = self._held.pop(id(batch.stem), None)
+        """Counts down to the last of those that continue a prefix."""
+        held = self._held.pop(id(batch.shared), None)
         if held is not None and held[1] > 1:
-            self._held[id(batch.stem)] = (held[0], held[1] - 1)
+            self._held[id(batch.shared)] = (held[0], held[1] - 1)
 
     def _again(self, batch: Batch) -> list[Job]:
-        """Without a stem first, then in halves."""
-        half = (len(batch.rows) + 1) // 2 if batch.stem is None else len(batch.rows)
+        """Without a shared prefix first, then in halves."""
+        half = (len(batch.rows) + 1) // 2 if batch.shared is None else len(batch.rows)
         parts = [part for part in (batch.rows[:half], batch.rows[half:]) if part]
         return [self._job((small,)) for part in parts for small in self.packer.pack(part)]

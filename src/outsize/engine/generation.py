@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from outsize.engine.batching import Batch
 from outsize.engine.dataset_job import Work
-from outsize.engine.prefix_cache import graft
+from outsize.engine.prefix_cache import prefix_cache
 from outsize.engine.request import GenerateRequest, GenerateResult
 from outsize.engine.sampling import Draw, End
 from outsize.engine.sequence import Row, padded, too_long, unknown_token
@@ -99,12 +99,12 @@ class Generating(Work):
         yield GenerateResult(self._requests[row.request].id, error=error)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """Prompts padded on the left, behind what they share; an encoder's on the right."""
+        """Prompts padded on the left, after what they share; an encoder's on the right."""
         if self.spec.encoder_decoder:
             ids = padded([row.tokens for row in batch.rows])
             mask = [[1] * len(row.tokens) + [0] * (ids.shape[1] - len(row.tokens)) for row in batch.rows]
             return {"input_ids": ids, "attention_mask": torch.tensor(mask)}
-        base = batch.stem.length if batch.stem else 0
+        base = batch.shared.length if batch.shared else 0
         longest = max(len(row.tokens) for row in batch.rows)
         rows, masks = [], []
         for row in batch.rows:
@@ -112,8 +112,8 @@ class Generating(Work):
             rows.append([*row.tokens[:base], *([row.tokens[base]] * gap), *row.tokens[base:]])
             masks.append([1] * base + [0] * gap + [1] * (longest - base - gap))
         inputs: dict[str, Any] = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
-        if batch.stem is not None:
-            inputs |= with_cache(self.model, graft(len(self.spec.blocks), batch.stem.cache, base, keep=True))
+        if batch.shared is not None:
+            inputs |= with_cache(self.model, prefix_cache(len(self.spec.blocks), batch.shared.cache, base, keep=True))
         return inputs
 
     def _result(

@@ -1,4 +1,4 @@
-"""A cache with room: new keys and values are written behind the old ones, which stay where they are.
+"""A cache with room: new keys and values are written after the old ones, which stay where they are.
 
 transformers' own layer puts all of them together anew for every token, old and new side by side: the time of a copy,
 twice the memory of a layer, and holes in the heap. Here a layer takes room for the planned context at once, of which
@@ -48,7 +48,7 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
         self._rooms = [None, None]
 
     def _extended(self, which: int, old: torch.Tensor, new: torch.Tensor, before: int) -> torch.Tensor:
-        """What was there with the new behind it; what was there is copied only where it is not in the room."""
+        """What was there with the new after it; what was there is copied only where it is not in the room."""
         after = before + new.shape[-2]
         room = self._rooms[which]
         if room is None or not _begins(room, old, before) or after > room.shape[-2] or room.shape[0] != new.shape[0]:

@@ -34,7 +34,7 @@ PICK: ContextVar[Pick | None] = ContextVar("pick", default=None)  # a greenlet h
 class Head:
     """A model's head, which computes what the ``Pick`` of the micro-batch that is underway says.
 
-    Some models do something to the logits behind the head (a cap, a scale, a bias). Then they must all be computed at
+    Some models do something to the logits after the head (a cap, a scale, a bias). Then they must all be computed at
     once, which ``at_once`` remembers.
     """
 

@@ -1,4 +1,4 @@
-"""Caches that begin with another's: a prefix that many sequences share is computed once and lent block by block.
+"""Caches that begin with another's: a prefix that many sequences share is computed once and used block by block.
 
 The micro-batch of the prefix begins in the same sweep, right before those that share it, so in every block its keys and
 values are there when they come.
@@ -18,7 +18,7 @@ from outsize.models.tracing.cache_argument import cache_argument
 MOVING_ROPE = ("dynamic", "longrope")  # rotary tables that depend on the longest sequence beside
 
 
-def can_graft(model: Any, spec: ModelSpec) -> bool:
+def can_share_prefixes(model: Any, spec: ModelSpec) -> bool:
     """Whether all that a model remembers of earlier tokens is keys and values of every one of them, in plain layers."""
     if spec.encoder_decoder or moves_with_length(model) or cache_argument(model) is None:
         return False
@@ -36,36 +36,36 @@ def moves_with_length(model: Any) -> bool:
     return any(kind in MOVING_ROPE for kind in kinds)
 
 
-class GraftLayer(DynamicLayer):  # type: ignore[misc]
-    """One block's keys and values, behind those of a stem that others share too.
+class PrefixLayer(DynamicLayer):  # type: ignore[misc]
+    """One block's keys and values, after those of a prefix that others share too.
 
-    ``rows``: for each sequence its row in the stem; None where the stem is one row that all share. ``keep``: whether
-    its own are kept for later passes or for those grafted on it; ``takers``: layers after whose turn they are dropped.
+    ``rows``: for each sequence its row in the prefix; None where that is one row for all. ``keep``: whether
+    its own are kept for later passes or for those that continue it; ``users``: layers after which they are dropped.
     """
 
     keys: torch.Tensor | None
     values: torch.Tensor | None
 
-    def __init__(self, stem: GraftLayer | None, length: int, rows: torch.Tensor | None, *, keep: bool) -> None:
+    def __init__(self, shared: PrefixLayer | None, length: int, rows: torch.Tensor | None, *, keep: bool) -> None:
         super().__init__()
-        self.stem = stem
-        self.length = length  # of the stem
+        self.shared = shared
+        self.length = length  # of the prefix
         self.rows = rows
         self.keep = keep
-        self.takers = 0
+        self.users = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds new tokens, and gives all: [sequences, heads, stem + own, width] twice."""
+        """Adds new tokens, and gives all: [sequences, heads, prefix + own, width] twice."""
         keys, values = key_states, value_states
         if self.keep:
             keys, values = super().update(key_states, value_states)
-        if self.stem is None:
+        if self.shared is None:
             return keys, values
-        before = self.stem.pieces(self.rows, keys.shape[0])
+        before = self.shared.pieces(self.rows, keys.shape[0])
         if not self.keep:
-            self.stem.took()
+            self.shared.was_used()
         return torch.cat([*(k for k, _ in before), keys], dim=-2), torch.cat([*(v for _, v in before), values], dim=-2)
 
     def pieces(self, rows: torch.Tensor | None, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -78,33 +78,33 @@ class GraftLayer(DynamicLayer):  # type: ignore[misc]
             return states.expand(count, -1, -1, -1) if rows is None else states[rows.to(states.device)]
 
         above = self.rows if self.rows is None or rows is None else self.rows[rows]
-        earlier = [] if self.stem is None else self.stem.pieces(above, count)
+        earlier = [] if self.shared is None else self.shared.pieces(above, count)
         return [*earlier, (chosen(keys), chosen(values))]
 
-    def took(self) -> None:
-        """Counts one of the takers as done, and drops what nobody will take again."""
-        self.takers -= 1
-        if not self.takers:
+    def was_used(self) -> None:
+        """Counts one user as done, and drops what nobody will use again."""
+        self.users -= 1
+        if not self.users:
             self.keys = self.values = None
 
     def get_seq_length(self) -> int:
-        """Tokens before the next one, the stem's included."""
+        """Tokens before the next one, the prefix included."""
         return self.length + int(super().get_seq_length())
 
 
-def graft(
-    layers: int, stem: DynamicCache | None = None, length: int = 0, rows: list[int] | None = None, *, keep: bool
+def prefix_cache(
+    layers: int, shared: DynamicCache | None = None, length: int = 0, rows: list[int] | None = None, *, keep: bool
 ) -> DynamicCache:
-    """A cache behind a stem of ``length`` tokens; without one, a stem itself."""
+    """A cache after a shared prefix of ``length`` tokens; without one, the cache of a prefix itself."""
     index = None if rows is None else torch.tensor(rows)
     cache = DynamicCache()
-    above: Any = [None] * layers if stem is None else stem.layers
-    cache.layers = [GraftLayer(layer, length, index, keep=keep) for layer in above]
+    above: Any = [None] * layers if shared is None else shared.layers
+    cache.layers = [PrefixLayer(layer, length, index, keep=keep) for layer in above]
     cache.layer_class_to_replicate = None
     return cache
 
 
-def lend(cache: DynamicCache, takers: int) -> None:
+def drop_after(cache: DynamicCache, users: int) -> None:
     """Says how many micro-batches share a cache once each, in passes of their own: then its layers are dropped."""
     for layer in cache.layers:
-        layer.takers = takers
+        layer.users = users

@@ -10,7 +10,7 @@ Finish = Literal["eos", "stop", "length", ""]
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """How likely each continuation is, behind the context. Token ids; nothing is added to them.
+    """How likely each continuation is, after the context. Token ids; nothing is added to them.
 
     The context has at least one token (a decoder-only model must have something to predict from; the encoder reads it
     in an encoder-decoder model), each continuation too.
@@ -37,7 +37,7 @@ class ScoreResult:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """New tokens behind a prompt: the likeliest, or drawn where there is a temperature.
+    """New tokens after a prompt: the likeliest, or drawn where there is a temperature.
 
     ``seed``: a row draws with its own generator, so that its answer does not depend on the rows beside it. ``stop``:
     strings that end the answer, for which a tokenizer is needed.

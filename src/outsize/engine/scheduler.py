@@ -17,22 +17,22 @@ from outsize.engine.forward_context import ForwardContext
 from outsize.engine.layer import BoundGroup
 from outsize.engine.sweep import Sweep
 from outsize.errors import DoesNotFit, OutsizeError
-from outsize.planner.batches import Burden
+from outsize.planner.batches import MemoryUse
 
 
 class Job(ForwardContext):
     """A computation with the model, of one forward pass or many: ``work()`` gives ``value``, or ``failure`` says why.
 
-    ``burden``: the memory it takes while it is underway. ``together``: jobs that are to begin in the same sweep, right
+    ``memory_use``: what it takes while it is underway. ``together``: jobs that are to begin in the same sweep, right
     after this one. ``waits_for``: the group that must be bound before it goes on.
     """
 
     scheduled = True
 
-    def __init__(self, work: Callable[[], Any], burden: Burden) -> None:
+    def __init__(self, work: Callable[[], Any], memory_use: MemoryUse) -> None:
         super().__init__()
         self.work = work
-        self.burden = burden
+        self.memory_use = memory_use
         self.together: tuple[Job, ...] = ()
         self.value: Any = None
         self.failure = ""
@@ -89,7 +89,7 @@ class Scheduler:
     in the order in which they began; it is let go. A job that begins another pass meanwhile waits for the next sweep.
     """
 
-    def __init__(self, sweep: Sweep, fits: Callable[[Sequence[Burden]], bool]) -> None:
+    def __init__(self, sweep: Sweep, fits: Callable[[Sequence[MemoryUse]], bool]) -> None:
         self.underway: list[Job] = []
         self._sweep = sweep
         self._fits = fits
@@ -143,8 +143,8 @@ class Scheduler:
         """Begins the jobs that there is room for; one at least. What need not wait is done before the next begins."""
         while self._coming:
             group = self._coming[0].group
-            burdens = [job.burden for job in (*self.underway, *group)]
-            if self.underway and not self._fits(burdens):
+            uses = [job.memory_use for job in (*self.underway, *group)]
+            if self.underway and not self._fits(uses):
                 return
             self._coming.popleft()
             for job in group:

@@ -11,7 +11,7 @@ import torch
 from outsize.engine.batching import Batch
 from outsize.engine.dataset_job import Work
 from outsize.engine.logits import Pick, likelihoods
-from outsize.engine.prefix_cache import graft
+from outsize.engine.prefix_cache import prefix_cache
 from outsize.engine.request import ScoreRequest, ScoreResult
 from outsize.engine.sequence import Row, Want, padded, rows_of, too_long, unknown_token
 from outsize.engine.sweep import Sweep
@@ -44,7 +44,7 @@ class Scoring(Work):
         """Scores what is wanted of each row."""
         assert self.head is not None
         inputs = self._both_stacks(batch) if self.spec.encoder_decoder else self._one_stack(batch)
-        base = batch.stem.length if batch.stem else 0
+        base = batch.shared.length if batch.shared else 0
         rows: list[int] = []
         positions: list[int] = []
         wanted: list[tuple[int, int]] = []  # place among the positions, token
@@ -77,12 +77,12 @@ class Scoring(Work):
 
     def _one_stack(self, batch: Batch) -> dict[str, Any]:
         """Right-padded, without a mask: what is padded comes after all that counts, and no token sees the future."""
-        stem = batch.stem
-        if stem is None:
+        shared = batch.shared
+        if shared is None:
             return {"input_ids": padded([row.tokens for row in batch.rows]), "use_cache": False}
-        rows = None if stem.places is None else list(stem.places)
-        cache = graft(len(self.spec.blocks), stem.cache, stem.length, rows, keep=False)
-        ids = padded([row.tokens[stem.length :] for row in batch.rows])
+        rows = None if shared.places is None else list(shared.places)
+        cache = prefix_cache(len(self.spec.blocks), shared.cache, shared.length, rows, keep=False)
+        ids = padded([row.tokens[shared.length :] for row in batch.rows])
         return {"input_ids": ids, **with_cache(self.model, cache), "use_cache": True}
 
     def _both_stacks(self, batch: Batch) -> dict[str, Any]:

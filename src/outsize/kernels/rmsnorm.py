@@ -22,7 +22,7 @@ def _rounded(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _exact(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """OLMo 2: rounded once, behind the weight."""
+    """OLMo 2: rounded once, after the weight."""
     return (weight.float() * (x.float() * scale)).to(x.dtype)
 
 
@@ -34,7 +34,7 @@ def _one_more(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 KINDS: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = (_rounded, _exact, _one_more)  # as in kernels.h
 
 
-def twin(x: Tensor, weight: Tensor, eps: float, kind: int) -> Tensor:
+def reference(x: Tensor, weight: Tensor, eps: float, kind: int) -> Tensor:
     """``x / sqrt(mean(x * x) + eps)`` times ``weight`` [width] as ``KINDS[kind]`` has it, over the last dimension.
 
     In float32 but for its input and result (Zhang and Sennrich 2019, equation 4).
@@ -44,11 +44,11 @@ def twin(x: Tensor, weight: Tensor, eps: float, kind: int) -> Tensor:
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, kind: int) -> Tensor:
-    """As ``twin``, by the kernel where there is one: summed in another order, so that a last bit may differ."""
+    """As ``reference``, by the kernel where there is one: summed in another order, so that a last bit may differ."""
     build = kernels()
     fits = x.is_cpu and weight.is_cpu and x.dtype == weight.dtype and x.dtype in TYPES and weight.is_contiguous()
     if build is None or not fits or not x.numel() or x.shape[-1:] != weight.shape or _has_gradient(x, weight):
-        return twin(x, weight, eps, kind)
+        return reference(x, weight, eps, kind)
     x = x.contiguous()
     y = torch.empty_like(x)
     width = x.shape[-1]
@@ -62,8 +62,8 @@ def norm(x: Tensor, weight: Tensor, eps: float, kind: int) -> Tensor:
 def kind_of(module: nn.Module) -> tuple[float, int] | None:
     """The epsilon and the kind of a module that is such a normalisation; None for all others.
 
-    It is one if it has a single weight [width] and an epsilon, and its own ``forward`` gives the bits of a twin for
-    numbers drawn at random, in bfloat16 and float32.
+    It is one if it has a single weight [width] and an epsilon, and its own ``forward`` gives the bits of a reference
+    for numbers drawn at random, in bfloat16 and float32.
     """
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     names = list(module._parameters)
@@ -79,7 +79,7 @@ def kind_of(module: nn.Module) -> tuple[float, int] | None:
 
 
 def _kinds_in(module: nn.Module, width: int, eps: float, dtype: torch.dtype) -> tuple[int, ...]:
-    """The kinds whose twin gives the bits of a module's own forward pass."""
+    """The kinds whose reference gives the bits of a module's own forward pass."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn((3, width), generator=draw).to(dtype)
     probe = copy.copy(module)
@@ -88,7 +88,7 @@ def _kinds_in(module: nn.Module, width: int, eps: float, dtype: torch.dtype) -> 
     try:
         with torch.inference_mode():
             own = type(module).forward(probe, x)
-            return tuple(kind for kind in range(len(KINDS)) if _same(own, twin(x, weight, eps, kind)))
+            return tuple(kind for kind in range(len(KINDS)) if _same(own, reference(x, weight, eps, kind)))
     except (TypeError, ValueError, RuntimeError, AttributeError):  # it takes something else, or does something else
         return ()
 

@@ -75,7 +75,7 @@ WARM_START_S = 0.5
 # Bringing bfloat16 weights into the 12-bit form on two cores. Assumed.
 ENCODE_BYTES_PER_S = 3e9
 # From the last byte of a streamed part to the thread that computes with it: Python's threads change hands within 5 ms.
-# 2.0 to 3.0 ms were seen with the bundled model's parts of 0.4 MB on two cores; larger ones hide it behind reading.
+# 2.0 to 3.0 ms were seen with the bundled model's parts of 0.4 MB on two cores; larger ones hide it with reading.
 HANDOVER_S = 2.5e-3
 # Sampling and the generation loop, once a token.
 TOKEN_OPERATIONS_S = 2e-3

@@ -33,7 +33,7 @@ class Shape:
 
     ``new_tokens``: what each generates afterwards, one by one. ``past``: tokens before these, whose cache another
     micro-batch has. ``scored``: positions, of all rows together, whose logits are wanted. ``cached``: whether its own
-    keys and values are kept, ``lent``: only until those that share them have passed the block.
+    keys and values are kept, ``transient``: only until those that share them have passed the block.
     """
 
     rows: int
@@ -42,11 +42,11 @@ class Shape:
     past: int = 0
     scored: int = 1
     cached: bool = False
-    lent: bool = False
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Burden:
+class MemoryUse:
     """Bytes of a micro-batch: ``resting`` on each computing tier while it waits, ``workspace`` while it computes."""
 
     resting: tuple[tuple[str, int], ...]
@@ -59,10 +59,10 @@ class Room:
 
     tiers: tuple[tuple[str, int], ...]
 
-    def fits(self, burdens: Sequence[Burden]) -> bool:
+    def fits(self, uses: Sequence[MemoryUse]) -> bool:
         """Whether these may be underway together: ``sum of resting + largest workspace <= room``, on every tier."""
-        workspace = max((b.workspace for b in burdens), default=0)
-        return all(sum(dict(b.resting)[tier] for b in burdens) + workspace <= room for tier, room in self.tiers)
+        workspace = max((b.workspace for b in uses), default=0)
+        return all(sum(dict(b.resting)[tier] for b in uses) + workspace <= room for tier, room in self.tiers)
 
 
 def room_of(spec: ModelSpec, plan: Plan) -> Room:
@@ -108,7 +108,7 @@ def resting_bytes(spec: ModelSpec, tokens: int) -> int:
 
 
 def cache_bytes(spec: ModelSpec, plan: Plan, shape: Shape, tier: str) -> int:
-    """Cache bytes of a micro-batch on one tier, of all blocks that compute there; of a lent one, see ``_run``.
+    """Cache bytes of a micro-batch on one tier, of all blocks that compute there; of a transient one, see ``_run``.
 
     An encoder-decoder model's decoder holds the new tokens and one to begin with, and keys of the encoder's tokens.
     """
@@ -120,7 +120,7 @@ def cache_bytes(spec: ModelSpec, plan: Plan, shape: Shape, tier: str) -> int:
         module.name: module.cache.bytes_for(own, encoder_tokens=shape.tokens) if devices[module.name] == tier else 0
         for module in spec.modules
     }
-    return shape.rows * (_run(plan, sizes) if shape.lent else sum(sizes.values()))
+    return shape.rows * (_run(plan, sizes) if shape.transient else sum(sizes.values()))
 
 
 def _run(plan: Plan, sizes: Mapping[str, int]) -> int:
@@ -155,12 +155,12 @@ def _logit_bytes(spec: ModelSpec) -> int:
     return LOGITS_COPIES * dtype_bytes("float32") * spec.vocab_size
 
 
-def burden_of(spec: ModelSpec, plan: Plan, shape: Shape) -> Burden:
+def memory_use_of(spec: ModelSpec, plan: Plan, shape: Shape) -> MemoryUse:
     """What a micro-batch takes: hidden states on every tier, for they pass them all, and the cache of its blocks."""
     hidden = shape.rows * resting_bytes(spec, shape.tokens)
     tiers = dict.fromkeys(group.device for group in plan.groups)
     resting = tuple((tier, hidden + cache_bytes(spec, plan, shape, tier)) for tier in tiers)
-    return Burden(resting, workspace_bytes(spec, shape))
+    return MemoryUse(resting, workspace_bytes(spec, shape))
 
 
 def pack(

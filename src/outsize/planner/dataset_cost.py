@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
-from outsize.planner.batches import Burden, Shape, burden_of, pack, room_of
+from outsize.planner.batches import MemoryUse, Shape, memory_use_of, pack, room_of
 from outsize.planner.plan import Plan
 from outsize.planner.sweep_cost import SweepCost, Turn
 
@@ -41,7 +41,7 @@ def shapes_of(spec: ModelSpec, plan: Plan, dataset: Dataset) -> list[Shape]:
         return Shape(rows, tokens, new_tokens=new, scored=rows * dataset.scored, cached=new > 0)
 
     def fits(rows: int, tokens: int) -> bool:
-        return room.fits([burden_of(spec, plan, shape(rows, tokens))])
+        return room.fits([memory_use_of(spec, plan, shape(rows, tokens))])
 
     lengths = [n for n in dataset.tokens if fits(1, n)]
     return [shape(len(pack_), lengths[pack_[0]]) for pack_ in pack(lengths, fits)]
@@ -78,7 +78,7 @@ def predict_shapes(
 @dataclass(slots=True)
 class _Underway:
     shape: Shape
-    burden: Burden
+    memory_use: MemoryUse
     step: int = 0
 
     def turn(self, *, encoder_decoder: bool) -> Turn:
@@ -95,11 +95,11 @@ class _Underway:
 def _rounds(spec: ModelSpec, plan: Plan, shapes: Sequence[Shape]) -> Counter[tuple[Turn, ...]]:
     """What is computed in each sweep, and in how many sweeps the same: the scheduler's own rules, without the work."""
     room = room_of(spec, plan)
-    coming = [_Underway(shape, burden_of(spec, plan, shape)) for shape in reversed(shapes)]
+    coming = [_Underway(shape, memory_use_of(spec, plan, shape)) for shape in reversed(shapes)]
     underway: list[_Underway] = []
     rounds: Counter[tuple[Turn, ...]] = Counter()
     while coming or underway:
-        while coming and (not underway or room.fits([u.burden for u in (*underway, coming[-1])])):
+        while coming and (not underway or room.fits([u.memory_use for u in (*underway, coming[-1])])):
             underway.append(coming.pop())
         rounds[tuple(u.turn(encoder_decoder=spec.encoder_decoder) for u in underway)] += 1
         for one in underway:

@@ -1,4 +1,4 @@
-"""Reading and computing side by side: how long a sweep takes when a ring of buffers hides one behind the other."""
+"""Reading and computing side by side: how long a sweep takes when a ring of buffers hides one with the other."""
 
 from __future__ import annotations
 

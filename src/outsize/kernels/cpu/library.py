@@ -68,11 +68,11 @@ class Kernels:
 
 
 class NoLibrary(OutsizeError):
-    """There are no compiled kernels here, and why: the torch twins compute instead, if they may."""
+    """There are no compiled kernels here, and why: the torch reference implementations compute instead, if they may."""
 
 
 def kernels() -> Kernels | None:
-    """The build in use, as OUTSIZE_KERNELS says at this moment; None: the torch twins.
+    """The build in use, as OUTSIZE_KERNELS says at this moment; None: the torch reference implementations.
 
     Raises UsageError for a name that means nothing or that this processor or library lacks.
     """
