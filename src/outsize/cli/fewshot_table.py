@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,7 @@ def as_json(experiment: Experiment, table: Table) -> dict[str, Any]:
         "examples_left_out": experiment.left_out,
         "chance": table.chance,
         "majority": table.majority,
-        "table": [
-            {
-                "shots": line.shots,
-                "rows": line.rows,
-                "failed": line.failed,
-                "accuracy": {
-                    metric: {"mean": found.mean, "low": found.low, "high": found.high, "draws": list(found.draws)}
-                    for metric, found in line.accuracy.items()
-                },
-            }
-            for line in table.lines
-        ],
+        "table": [asdict(line) for line in table.lines],
     }
 
 

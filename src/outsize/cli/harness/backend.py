@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -12,9 +12,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import postprocess_generated_text, resolve_max_length
 
 from outsize.api import folder_in
-from outsize.cli.harness.generate_until import Generations, Manner, Sampling, manner_of
-from outsize.cli.harness.scores import Answer, Pair, Scores
+from outsize.cli.harness.generation import DEFAULT_NEW_TOKENS, request_of, seeded
+from outsize.cli.harness.questions import Questions
 from outsize.cli.harness.tokens import Texts
+from outsize.engine.request import GenerateRequest, ScoreRequest, ScoreResult
 from outsize.errors import OutsizeError, UsageError
 from outsize.evals import dataset_run
 from outsize.evals.dataset_run import DatasetRunner
@@ -25,7 +26,6 @@ from outsize.progress import bars
 
 log = logging.getLogger("lm_eval.outsize")
 
-DEFAULT_NEW_TOKENS = 256  # where a task does not say, as for the harness' own backends
 # Resident once torch and transformers are imported, and nothing else: plans count that much for the process by then.
 PLANNED_RESIDENT = 250 << 20
 DEFAULT_TOP_K = 50  # what transformers draws from where neither the task nor the model says
@@ -143,67 +143,62 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
             others = [message for message in chat_history if message["role"] != "system"]
             return self._conversation(others, add_generation_prompt)
 
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Answer]:
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each continuation: the sum of its log-probabilities, and whether each token was the likeliest."""
         asked = understood(requests, lambda one: [self._texts.pair(*one.args)])
-        return self._score(requests, asked, "loglikelihood", lambda answer: answer)
+        return self._answers(requests, asked, "loglikelihood", likelihood)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The sum of the log-probabilities of each whole text, in windows where the model takes less."""
         asked = understood(requests, lambda one: self._texts.windows(one.args[0]))
-        return self._score(requests, asked, "loglikelihood_rolling", lambda answer: answer[0])
+        return self._answers(
+            requests, asked, "loglikelihood_rolling", lambda number, found: likelihood(number, found)[0]
+        )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """A text behind each context, up to a stop string.
+        """A text after each context, up to a stop string.
 
         Raises UsageError for settings that outsize does not have.
         """
         eos = None if self.eot_token_id is None else self.tokenizer.decode([self.eot_token_id])
-        sampling = self._sampling()
+        top_p, top_k = self._sampling()
 
-        def understand(one: Any) -> tuple[tuple[int, ...], Manner]:
-            manner = manner_of(one.args[1], self.max_gen_toks, eos, sampling)
-            return self._texts.prompt(one.args[0], manner.max_new_tokens), manner
+        def understand(one: Any) -> GenerateRequest:
+            request = request_of(one.args[1], eos, top_p, top_k)
+            return replace(request, prompt=self._texts.prompt(one.args[0], request.max_new_tokens))
 
-        asked = understood(requests, understand)
-        generations = Generations(asked, self._seed)
-        texts: dict[int, str] = {}
-        failed: dict[int, str] = {}
-        for result in self._results(generations.requests):
-            for number in generations.waiting[int(result.id)]:
-                if result.error:
-                    failed[number] = result.error
-                    continue
-                stop = list(asked[number][1].stop)
-                texts[number] = postprocess_generated_text(result.text, stop, think_end_token=None)
-                self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
-        refuse(requests, failed)
-        return [texts[number] for number in range(len(requests))]
+        asked = [[request] for request in seeded(understood(requests, understand), self._seed)]
+
+        def text(number: int, found: list[Any]) -> Any:
+            return postprocess_generated_text(found[0].text, list(asked[number][0].stop), think_end_token=None)
+
+        return self._answers(requests, asked, "generate_until", text)
 
     def get_model_info(self) -> dict[str, Any]:
         return {"model_num_parameters": self.spec.parameters, "model_dtype": self.spec.dtype}
 
-    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[Answer]:
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         """``loglikelihood`` of what is in tokens already: (texts or None, context, continuation)."""
         asked = understood(requests, lambda one: [self._texts.fitting(one[1], one[2])])
-        return self._score(requests, asked, "", lambda answer: answer)
+        return self._answers(requests, asked, "", likelihood)
 
-    def _results(self, requests: Sequence[Any]) -> Iterator[Any]:
-        yield from self._runner.results(requests, self.effort, self.tokenizer)
-        self.effort.requests += len(requests)
-
-    def _score(
-        self, requests: Sequence[Any], asked: Sequence[Sequence[Pair]], kind: str, value: Callable[[Answer], Any]
+    def _answers(
+        self,
+        requests: Sequence[Any],
+        asked: Sequence[Sequence[ScoreRequest | GenerateRequest]],
+        kind: str,
+        value: Callable[[int, list[Any]], Any],
     ) -> list[Any]:
         """A value for each request; the harness' cache gets it as soon as it is known."""
-        scores = Scores(asked)
-        values: dict[int, Any] = {number: value((0.0, True)) for number, pairs in enumerate(asked) if not pairs}
-        for result in self._results(scores.requests):
-            for number, answer in scores.take(result):
-                values[number] = value(answer)
+        questions = Questions(asked)
+        values = {number: value(number, []) for number, few in enumerate(asked) if not few}
+        for result in self._runner.results(questions.requests, self.effort, self.tokenizer):
+            for number, found in questions.take(result):
+                values[number] = value(number, found)
                 if kind:
                     self.cache_hook.add_partial(kind, requests[number].args, values[number])
-        refuse(requests, scores.failed)
+        self.effort.requests += len(questions.requests)
+        refuse(requests, questions.failed)
         return [values[number] for number in range(len(requests))]
 
     def _conversation(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
@@ -226,15 +221,20 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
             raise UsageError(f"sequences of {asked} tokens", need=f"1 to {positions or 'any number of'} tokens")
         return asked
 
-    def _sampling(self) -> Sampling:
-        """What transformers would draw from: the model's own settings, and else its library's."""
+    def _sampling(self) -> tuple[float | None, int | None]:
+        """``top_p`` and ``top_k`` that transformers would draw with: the model's own, and else its library's."""
         from outsize.models.tracing.pretrained import load_generation_config
 
         assert self.folder.path is not None  # folder_in has seen to it
         own = load_generation_config(self.folder.path)
         if own is None:
-            return Sampling(top_k=DEFAULT_TOP_K)
-        return Sampling(own.top_p, DEFAULT_TOP_K if own.top_k is None else own.top_k)
+            return None, DEFAULT_TOP_K
+        return own.top_p, DEFAULT_TOP_K if own.top_k is None else own.top_k
+
+
+def likelihood(number: int, found: Sequence[ScoreResult]) -> tuple[float, bool]:
+    """Sum over the results, whether every token was the likeliest."""
+    return sum((one.logprobs[0] for one in found), 0.0), all(one.greedy[0] for one in found)
 
 
 def understood(requests: Sequence[Any], understand: Callable[[Any], Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from outsize.cli.harness.scores import Pair
+from outsize.engine.request import ScoreRequest
 from outsize.errors import UsageError
 from outsize.evals.requests import Encoder
 
@@ -22,11 +22,11 @@ class Texts:
         self.most = most
         self._cut = 0
 
-    def pair(self, context: str, continuation: str) -> Pair:
+    def pair(self, context: str, continuation: str) -> ScoreRequest:
         """The tokens of both. Raises UsageError as ``fitting``."""
         return self.fitting(*self.encoder.pair(context, continuation))
 
-    def windows(self, text: str) -> list[Pair]:
+    def windows(self, text: str) -> list[ScoreRequest]:
         """A whole text as contexts and what comes behind them, each token once; () for an empty one.
 
         Raises UsageError where the first token has none to stand before it.
@@ -63,7 +63,7 @@ class Texts:
         self._note(len(tokens), room)
         return tuple(tokens[-room:])
 
-    def fitting(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
+    def fitting(self, context: Sequence[int], continuation: Sequence[int]) -> ScoreRequest:
         """A pair with its context cut from the left to what the model takes.
 
         Of a decoder-only model both share the positions, and the last token needs none. Raises UsageError where there
@@ -80,7 +80,7 @@ class Texts:
             raise UsageError(f"a continuation of {len(continuation)} tokens", need=f"{self.most} tokens or fewer")
         room = self.most if self.encoder.encoder_decoder else self.most + 1 - len(continuation)
         self._note(len(context), room)
-        return tuple(context[-room:]), tuple(continuation)
+        return ScoreRequest("", tuple(context[-room:]), (tuple(continuation),))
 
     def _note(self, tokens: int, room: int) -> None:
         """Says so where a text is cut; once, for a task that does it at all does it often."""
