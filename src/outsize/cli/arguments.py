@@ -41,6 +41,12 @@ def add_request(parser: argparse.ArgumentParser, *, dataset: bool = False) -> No
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, metavar="T", help="sample at this temperature (default: greedy)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the most likely P of the probability")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+
+
 def options(args: argparse.Namespace) -> LoadOptions:
     return LoadOptions(
         weights=args.weights,

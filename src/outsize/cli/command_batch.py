@@ -21,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_request(parser, dataset=True)
     dataset.add_data(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of each prompt (default: 64)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="sample at this temperature (default: greedy)")
-    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the most likely P of the probability")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+    arguments.add_sampling(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="each id draws with its own (default: 0)")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help=r"end an answer before this; \n is a line's end"

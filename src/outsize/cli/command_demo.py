@@ -6,14 +6,17 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from statistics import fmean
 
 from outsize import progress
 from outsize.api import prepare
 from outsize.cli import plot
-from outsize.engine.loader import Opening, check_fits, open_model
+from outsize.cli.command_run import opened
+from outsize.engine.loader import Opening, check_fits
 from outsize.engine.text import Generation, Settings, generate
 from outsize.options import LoadOptions
 from outsize.planner.footprint import resident_bytes
@@ -46,10 +49,13 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join(introduction(opening)))
         answers = answer_all(opening, quiet=args.json)
     right = sum(given.text.strip() == wanted for (_, _, wanted), given in zip(PROMPTS, answers, strict=True))
+    measured, plan = figures(answers), opening.plan
     if args.json:
-        print(json.dumps(demo_to_json(opening.plan, answers, right)))
+        texts = [given.text.strip() for given in answers]
+        predicted = {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s}
+        print(json.dumps({"schema": 1, "answers": texts, "right": right, **measured, "predicted": predicted}))
     else:
-        print("\n".join(["", *comparison(opening.plan, answers), "", f"{right} of {len(PROMPTS)} answers are right"]))
+        print("\n".join(["", *comparison(plan, measured), "", f"{right} of {len(PROMPTS)} answers are right"]))
     return 0 if right == len(PROMPTS) else 1
 
 
@@ -60,7 +66,7 @@ def introduction(opening: Opening) -> list[str]:
     return [
         (
             f"A {spec.architecture} of {spec.parameters / 1e6:.1f} million parameters ({weights / 2**20:.1f} MiB), "
-            f"where only {_room(opening) / 2**20:.1f} MiB of weights may stay in memory:"
+            f"where only {dict(plan.request.weight_limits)['ram'] / 2**20:.1f} MiB of weights may stay in memory:"
         ),
         "",
         f"  {progress.layers(spec, plan, unicode=unicode)}",
@@ -71,14 +77,8 @@ def introduction(opening: Opening) -> list[str]:
 
 
 def answer_all(opening: Opening, *, quiet: bool) -> list[Generation]:
-    began = time.monotonic()
-    model = open_model(opening)
-    try:
-        assert opening.folder.path is not None
-        from outsize.models.tracing.pretrained import load_tokenizer
-
-        tokenizer = load_tokenizer(opening.folder.path)
-        answers = []
+    answers = []
+    with opened(opening) as (model, tokenizer, began):
         for task, prompt, wanted in PROMPTS:
             given = generate(model, tokenizer, prompt, Settings(NEW_TOKENS), began, lambda text: None)
             answers.append(given)
@@ -87,48 +87,35 @@ def answer_all(opening: Opening, *, quiet: bool) -> list[Generation]:
                 shots = " | ".join(prompt.splitlines())
                 verdict = "" if given.text.strip() == wanted else f"   (should be {wanted})"
                 print(f"  {task:>14}:  {shots} {given.text.strip()}{verdict}", flush=True)
-        return answers
-    finally:
-        model.outsize.close()
+    return answers
 
 
-def comparison(plan: Plan, answers: list[Generation]) -> list[str]:
-    """Predicted beside measured; the first token's is the first prompt's, for only that one waits for the load."""
-    token_s = _mean([given.token_s for given in answers if given.token_s])
-    disk = _mean([given.disk_bytes_per_token for given in answers if given.token_s])
-    ram = plan.usage["ram"]
+def figures(answers: list[Generation]) -> dict[str, float]:
+    """Means; the first token's is the first prompt's, because only that one waits for the load."""
+    further = [given for given in answers if given.token_s] or answers[:1]
+    return {
+        "first_token_s": answers[0].first_token_s,
+        "token_s": fmean(given.token_s for given in further),
+        "disk_bytes_per_token": fmean(given.disk_bytes_per_token for given in further),
+        "peak_ram_bytes": answers[-1].peak_ram_bytes,
+    }
+
+
+def comparison(plan: Plan, measured: Mapping[str, float]) -> list[str]:
+    """Predicted beside measured."""
+    disk = (plan.predicted.disk_bytes_per_token / 2**20, measured["disk_bytes_per_token"] / 2**20)
+    peak = format_size(int(measured["peak_ram_bytes"]))
     rows = [
         ("", "predicted", "measured"),
-        ("first token", f"{plan.predicted.first_token_s:.2f} s", f"{answers[0].first_token_s:.2f} s"),
-        ("each further", f"{plan.predicted.token_s * 1e3:.1f} ms", f"{token_s * 1e3:.1f} ms"),
-        ("disk a token", f"{plan.predicted.disk_bytes_per_token / 2**20:.2f} MiB", f"{disk / 2**20:.2f} MiB"),
-        ("memory", f"at most {format_size(ram.total_bytes)}", format_size(answers[-1].peak_ram_bytes)),
+        ("first token", f"{plan.predicted.first_token_s:.2f} s", f"{measured['first_token_s']:.2f} s"),
+        ("each further", f"{plan.predicted.token_s * 1e3:.1f} ms", f"{measured['token_s'] * 1e3:.1f} ms"),
+        ("disk a token", f"{disk[0]:.2f} MiB", f"{disk[1]:.2f} MiB"),
+        ("memory", f"at most {format_size(plan.usage['ram'].total_bytes)}", peak),
     ]
-    return [f"  {name:13} {predicted:>20} {measured:>14}" for name, predicted, measured in rows]
-
-
-def demo_to_json(plan: Plan, answers: list[Generation], right: int) -> dict[str, object]:
-    return {
-        "schema": 1,
-        "answers": [given.text.strip() for given in answers],
-        "right": right,
-        "first_token_s": answers[0].first_token_s,
-        "token_s": _mean([given.token_s for given in answers if given.token_s]),
-        "disk_bytes_per_token": _mean([given.disk_bytes_per_token for given in answers if given.token_s]),
-        "peak_ram_bytes": answers[-1].peak_ram_bytes,
-        "predicted": {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s},
-    }
+    return [f"  {name:13} {predicted:>20} {found:>14}" for name, predicted, found in rows]
 
 
 def _prepare(folder: Path) -> Opening:
     options = LoadOptions(no_gpu=True, context=128)
     room = int(prepare(str(folder), options).spec.weight_bytes * ROOM)
     return prepare(str(folder), replace(options, weight_limits={"ram": room}))
-
-
-def _room(opening: Opening) -> int:
-    return dict(opening.plan.request.weight_limits)["ram"]
-
-
-def _mean(values: list[float] | list[int]) -> float:
-    return sum(values) / len(values) if values else 0.0

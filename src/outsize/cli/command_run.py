@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from outsize import progress
 from outsize.api import prepare
@@ -20,7 +22,6 @@ from outsize.evals.token_counter import TokenCounter
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
 
-SCHEMA = 1
 NEW_TOKENS = 64
 NEW_TOKENS_HELP = f"(default: {NEW_TOKENS}, or as many as the model has positions for)"
 
@@ -30,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt (default: standard input)")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="take the prompt from a file")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help=NEW_TOKENS_HELP)
-    parser.add_argument("--temperature", type=float, metavar="T", help="sample at this temperature (default: greedy)")
-    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the most likely P of the probability")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+    arguments.add_sampling(parser)
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search (default: 1, none)")
     parser.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
     arguments.add_request(parser)
@@ -51,39 +50,30 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         progress.note(f"{spec.id}: {format_size(spec.weight_bytes)} of {spec.dtype}, {len(spec.blocks)} blocks")
         progress.note(progress.layers(spec, plan, unicode=progress.writes_unicode(sys.stderr)))
-    with progress.bars(quiet=args.json) as bar:
-        result = answer(opening, prompt, settings, bar("loading"), (lambda text: None) if args.json else _to_stdout)
+    on_text = (lambda text: None) if args.json else _to_stdout
+    with progress.bars(quiet=args.json) as bar, opened(opening, bar("loading")) as (model, tokenizer, began):
+        result = generate(model, tokenizer, prompt, settings, began, on_text)
     if args.json:
-        print(json.dumps(run_to_json(result, plan)))
+        predicted = {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s}
+        print(json.dumps({"schema": 1, "weights": plan.weights, **asdict(result), "predicted": predicted}))
     else:
         print()
         progress.note(_result(result, plan))
     return 0
 
 
-def answer(
-    opening: Opening,
-    prompt: str,
-    settings: Settings,
-    on_load: Callable[[int, int], None],
-    on_text: Callable[[str], None],
-) -> Generation:
-    """Loads the model, answers one prompt, and closes it, whatever happens."""
+@contextmanager
+def opened(opening: Opening, on_load: progress.Advance | None = None) -> Iterator[tuple[Any, Any, float]]:
+    """A model, its tokenizer and when its load began. Closes the model, whatever happens."""
     began = time.monotonic()
-    model = open_model(opening, on_load)
+    model = open_model(opening, on_load or (lambda done, total: None))
     try:
         assert opening.folder.path is not None  # open_model has seen to it
         from outsize.models.tracing.pretrained import load_tokenizer
 
-        tokenizer = load_tokenizer(opening.folder.path)
-        return generate(model, tokenizer, prompt, settings, began, on_text)
+        yield model, load_tokenizer(opening.folder.path), began
     finally:
         model.outsize.close()
-
-
-def run_to_json(result: Generation, plan: Plan) -> dict[str, object]:
-    predicted = {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s}
-    return {"schema": SCHEMA, "weights": plan.weights, **asdict(result), "predicted": predicted}
 
 
 def read_prompt(argument: str | None, file: Path | None) -> str:
