@@ -33,7 +33,7 @@ from lm_eval.tasks import TaskManager
 from report import machine
 from safetensors.torch import load_file, save_file
 
-from outsize.cli.harness import OutsizeLM
+from outsize.evals.harness import OutsizeLM
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = Path(str(resources.files("outsize"))) / "demo_model"

@@ -111,7 +111,7 @@ def test_models_and_generation_settings(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nobody_asks")
 def test_the_harness(folder: Path, tmp_path: Path) -> None:
-    from outsize.cli.harness import OutsizeLM
+    from outsize.evals.harness import OutsizeLM
 
     with pytest.raises(OutsizeError, match="never run"):
         OutsizeLM(str(folder), no_gpu=True)

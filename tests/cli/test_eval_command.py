@@ -12,9 +12,9 @@ from cli.datasets import DEMO
 from cli.harness_models import ROOT, TASKS, TEMPLATE, bundled
 
 from outsize.cli import command_eval, eval_report
-from outsize.cli.harness import tasks
 from outsize.cli.main import main
 from outsize.evals.dataset_run import Effort
+from outsize.evals.harness import tasks
 
 pytestmark = pytest.mark.xdist_group("harness")  # one process, for lm_eval takes long to import
 

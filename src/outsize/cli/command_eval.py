@@ -108,7 +108,7 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 
 def _listed(args: argparse.Namespace) -> str:
-    from outsize.cli.harness.tasks import Tasks
+    from outsize.evals.harness.tasks import Tasks
 
     with redirect_stdout(sys.stderr):
         names = Tasks(args.include_path, {}).names(_names(args) or ["*"])
@@ -120,7 +120,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     import lm_eval
     from lm_eval.utils import setup_logging
 
-    from outsize.cli.harness import OutsizeLM, tasks
+    from outsize.evals.harness import OutsizeLM, tasks
 
     setup_logging(logging.WARNING)  # LMEVAL_LOG_LEVEL counts more
     manager, names = tasks.Tasks(args.include_path, {"pretrained": args.model}).find(_names(args))

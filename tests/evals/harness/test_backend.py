@@ -13,7 +13,10 @@ from cli.harness_models import ROOT, TASKS, TEMPLATE, bundled, poisoned, small
 
 from outsize.errors import DoesNotFit, OutsizeError, UsageError
 
-pytestmark = pytest.mark.xdist_group("harness")  # one process: its imports and results are made once
+pytestmark = [
+    pytest.mark.xdist_group("harness"),  # one process: its imports and results are made once
+    pytest.mark.usefixtures("shared_surveys"),
+]
 
 LIMIT = 8
 NAMES = ["words_choice", "words_guess", "words_answer", "words_text"]
@@ -44,7 +47,7 @@ def evaluated(model: Any, names: list[Any], **more: Any) -> Any:
 
 
 def ours(folder: Path, **more: Any) -> Any:
-    from outsize.cli.harness import OutsizeLM
+    from outsize.evals.harness import OutsizeLM
 
     return OutsizeLM(str(folder), **{"no_gpu": True, "weight_limits": {"ram": 0}, **more})
 
@@ -213,12 +216,12 @@ def test_the_same_draw_alone_and_in_company(model: Any) -> None:
 def test_the_harness_makes_it_by_name(model: Any) -> None:
     from lm_eval.api.registry import get_model
 
-    import outsize.cli.harness
+    import outsize.evals.harness
 
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["lm_eval.models"]
     module, _, name = declared["outsize"].partition(":")
     made_by_name = get_model("outsize")
-    assert made_by_name is getattr(import_module(module), name) is outsize.cli.harness.OutsizeLM
+    assert made_by_name is getattr(import_module(module), name) is outsize.evals.harness.OutsizeLM
     text = f"pretrained={model.folder.path},weight_limits=ram=0,max_length=20,prefix_token_id=3"
     made = made_by_name.create_from_arg_string(text, {"batch_size": 1, "device": "cpu", "max_batch_size": None})
     assert (made.max_length, made.prefix_token_id, made.tokenizer_name[-5:]) == (20, 3, "model")

@@ -12,13 +12,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import postprocess_generated_text, resolve_max_length
 
 from outsize.api import folder_in
-from outsize.cli.harness.generation import DEFAULT_NEW_TOKENS, request_of, seeded
-from outsize.cli.harness.questions import Questions
-from outsize.cli.harness.tokens import Texts
 from outsize.engine.request import GenerateRequest, ScoreRequest, ScoreResult
 from outsize.errors import OutsizeError, UsageError
 from outsize.evals import dataset_run
 from outsize.evals.dataset_run import DatasetRunner
+from outsize.evals.harness.generation import DEFAULT_NEW_TOKENS, request_of, seeded
+from outsize.evals.harness.questions import Questions
+from outsize.evals.harness.tokens import Texts
 from outsize.evals.requests import Encoder
 from outsize.models.survey_cache import folder_spec
 from outsize.options import LoadOptions, Size

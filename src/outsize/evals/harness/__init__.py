@@ -4,6 +4,6 @@ Importing this module registers it there under the name ``outsize``: ``lm_eval.s
 model_args="pretrained=facebook/opt-30b,ram=48GiB")``. It needs lm_eval (the extra ``eval``).
 """
 
-from outsize.cli.harness.backend import OutsizeLM
+from outsize.evals.harness.backend import OutsizeLM
 
 __all__ = ["OutsizeLM"]
