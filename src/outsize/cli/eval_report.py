@@ -15,6 +15,7 @@ from lm_eval.utils import handle_non_serializable, sanitize_list
 from outsize.cli.table import table as text_table
 from outsize.errors import OutsizeError
 from outsize.evals.dataset_run import Effort
+from outsize.files import write_whole
 
 SCHEMA = 1
 SHOWN = (
@@ -91,7 +92,7 @@ def write_files(folder: Path, results: Mapping[str, Any], effort: Effort) -> lis
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text)
     except OSError as error:
         raise OutsizeError(f"{folder}: results cannot be written ({error.strerror})", remedy="another --out") from error
     return [folder / name for name in files]

@@ -151,10 +151,7 @@ def _from_library(name: str, config: str | None, split: str) -> Iterator[Record]
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the library raises all kinds, from many other libraries
-        raise OutsizeError(f"{name}: neither a file nor a dataset that can be had ({_first_line(error)})") from error
+        said = (str(error) or type(error).__name__).partition("\n")[0]
+        raise OutsizeError(f"{name}: neither a file nor a dataset that can be had ({said})") from error
     for number, row in enumerate(rows, start=1):
         yield _record(number, json.dumps(row, default=str).encode())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

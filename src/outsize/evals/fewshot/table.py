@@ -10,8 +10,9 @@ from typing import Any
 from outsize.errors import OutsizeError
 from outsize.evals.fewshot.experiment import Experiment, Prompt, key_of
 from outsize.evals.fewshot.interval import Accuracy, accuracy
-from outsize.evals.fewshot.metrics import EXACT_MATCH, MUTUAL_INFO, Scored, best
+from outsize.evals.fewshot.metrics import MUTUAL_INFO, Scored, best
 from outsize.evals.fewshot.questions import Question
+from outsize.evals.fewshot.task import Task
 
 Row = Mapping[str, Any]
 
@@ -44,8 +45,7 @@ def tabulate(experiment: Experiment, rows: Iterable[Row]) -> Table:
     """The table, from the rows of all prompts. Raises OutsizeError where none of the prompts could be answered."""
     by_key = {key_of(row): row for row in rows}
     error = next((str(row["error"]) for row in by_key.values() if "error" in row), "")
-    judge = _Judge(experiment, by_key)
-    lines = tuple(_line(experiment, judge, shots) for shots in experiment.shots)
+    lines = tuple(_line(experiment, by_key, shots) for shots in experiment.shots)
     if not any(line.rows for line in lines):
         raise OutsizeError(f"not one row could be computed: {error}")
     chance = majority = None
@@ -56,43 +56,26 @@ def tabulate(experiment: Experiment, rows: Iterable[Row]) -> Table:
     return Table(lines, chance, majority, error)
 
 
-def _line(experiment: Experiment, judge: _Judge, shots: int) -> Line:
-    draws = experiment.draws(shots)
-    metrics = experiment.task.metrics
-    right: dict[tuple[str, int | None], int] = dict.fromkeys(((m, seed) for m in metrics for seed in draws), 0)
-    rows = 0
-    for question in experiment.test:
-        answered = [judge.row(question, shots, seed) for seed in draws]
-        if None in answered:
-            continue
-        rows += 1
-        for seed, row in zip(draws, answered, strict=True):
-            for metric in metrics:
-                right[metric, seed] += judge.right(metric, question, row or {})
-    found = {m: accuracy(tuple(right[m, seed] / rows for seed in draws), rows) for m in metrics} if rows else {}
-    return Line(shots, rows, len(experiment.test) - rows, found)
+def _line(experiment: Experiment, rows: Mapping[str, Row], shots: int) -> Line:
+    metrics, draws = experiment.task.metrics, experiment.draws(shots)
+    alone = {p.question.choices: rows.get(p.key, {}).get("logprobs") for p in experiment.prompts if p.shots is None}
+    judged = [
+        [_judged(experiment.task, question, rows.get(Prompt(question, "", shots, seed).key), alone) for seed in draws]
+        for question in experiment.test
+    ]
+    right = [[one for one in row if one] for row in judged if all(row)]  # [rows, draws, metrics]
+    found = {}
+    for place, metric in enumerate(metrics if right else ()):
+        shares = [sum(row[draw][place] for row in right) / len(right) for draw in range(len(draws))]
+        found[metric] = accuracy(tuple(shares), len(right))
+    return Line(shots, len(right), len(judged) - len(right), found)
 
 
-class _Judge:
-    """Says which rows of results are right."""
-
-    def __init__(self, experiment: Experiment, rows: Mapping[str, Row]) -> None:
-        self._matching = experiment.task.matching
-        self._rows = rows
-        self._alone = {p.question.choices: rows.get(p.key, {}) for p in experiment.prompts if p.shots is None}
-        self._needs_alone = MUTUAL_INFO in experiment.task.metrics
-
-    def row(self, question: Question, shots: int, seed: int | None) -> Row | None:
-        """The row of results; None where it, or what its metrics need beside it, has an error."""
-        row = self._rows.get(Prompt(question, "", shots, seed).key)
-        failed = row is None or "error" in row
-        failed |= self._needs_alone and "logprobs" not in self._alone[question.choices]
-        return None if failed else row
-
-    def right(self, metric: str, question: Question, row: Row) -> bool:
-        """Whether a metric takes the right answer."""
-        if metric == EXACT_MATCH:
-            return self._matching.matches(row["predicted"], question.answers)
-        alone = self._alone[question.choices]["logprobs"] if metric == MUTUAL_INFO else ()
-        scored = Scored(question.choices, row["logprobs"], row["tokens"], alone)
-        return best(metric, scored) == question.gold
+def _judged(task: Task, question: Question, row: Row | None, alone: Mapping[tuple[str, ...], Any]) -> list[bool]:
+    """Whether each metric takes the right answer; nothing where the row, or what it needs beside it, has an error."""
+    if row is None or "error" in row or (MUTUAL_INFO in task.metrics and not alone[question.choices]):
+        return []
+    if task.free:
+        return [task.matching.matches(row["predicted"], question.answers)]
+    scored = Scored(question.choices, row["logprobs"], row["tokens"], alone.get(question.choices) or ())
+    return [best(metric, scored) == question.gold for metric in task.metrics]
