@@ -74,7 +74,7 @@ def examine(models: Path) -> Iterator[Check]:
 
 
 def libraries() -> Iterator[Check]:
-    """torch by importing it; transformers by its version, for its import takes seconds."""
+    """torch by importing it; transformers by its version, because its import takes seconds."""
     try:
         import torch
     except Exception as error:  # noqa: BLE001  a broken installation may fail in any way

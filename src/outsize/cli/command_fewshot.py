@@ -76,7 +76,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _check_plot(path: Path) -> None:
-    """Before hours of computing, not behind them."""
+    """Before hours of computing, not after them."""
     plot.figure_class(path)
     if not path.parent.is_dir():
         raise UsageError(f"cannot plot to {path}: there is no folder {path.parent}")

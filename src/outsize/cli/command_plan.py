@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_dataset(args: argparse.Namespace, options: LoadOptions, spec: ModelSpec, machine: Machine) -> int:
-    """The same for a dataset: imported only here, for other plans answer in half a second."""
+    """The same for a dataset: imported only here, because other plans answer in half a second."""
     from outsize.cli.dataset_forecast import forecast
 
     found = forecast(args, options, spec, machine)

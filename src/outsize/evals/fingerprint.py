@@ -17,7 +17,7 @@ SAMPLE_BYTES = 4096
 def fingerprint(folder: ModelFolder) -> str:
     """A checksum of the configuration, the headers and samples of every file of weights: 64 places, 4 KiB each.
 
-    Not of all bytes, for that would take as long as a sweep; training changes them everywhere. Raises DamagedModel for
+    Not of all bytes: that would take as long as a sweep; training changes them everywhere. Raises DamagedModel for
     files that cannot be read.
     """
     assert folder.path is not None

@@ -39,7 +39,7 @@ class Encoder:
             return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of a context and of what comes behind it.
+        """Tokens of a context and of what comes after it.
 
         A decoder-only model's are encoded together and split at the context's own length, its trailing blanks being the
         continuation's: so words at the border are tokenised as in running text. An encoder-decoder model's are

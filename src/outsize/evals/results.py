@@ -202,7 +202,7 @@ def _rows(path: Path, data: bytes) -> tuple[list[Mapping[str, Any]], int]:
             continue
         if broken:
             raise UsageError(
-                f"{path}: line {broken} is not a result, though results come behind it", remedy=f"delete line {broken}"
+                f"{path}: line {broken} is not a result, though results come after it", remedy=f"delete line {broken}"
             )
         rows.append(row)
         end = at

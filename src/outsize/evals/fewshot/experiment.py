@@ -19,9 +19,9 @@ NAMES = ("id", "shots", "seed")  # that together tell one row of results from al
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A test row behind examples. ``head``: all that stands before the question; many prompts share one.
+    """A test row after examples. ``head``: all that stands before the question; many prompts share one.
 
-    ``seed``: of the draw; None where nothing was drawn. ``shots``: None where the choices alone are asked for, behind
+    ``seed``: of the draw; None where nothing was drawn. ``shots``: None where the choices alone are asked for, after
     ``head`` only.
     """
 

@@ -6,7 +6,7 @@ choices of a ``multiple_choice`` task the harness (``lm_eval/api/task.py``, ``pr
     acc              l
     acc_norm         l / characters of the choice, delimiter not counted
     acc_bytes        l / bytes of the choice in UTF-8, delimiter not counted
-    acc_mutual_info  l - l of the same choice behind no context
+    acc_mutual_info  l - l of the same choice after no context
 
 and the first of those that are equal. ``acc_token``, ``l`` / tokens, is what others call length-normalised; the harness
 has no name for it.
@@ -26,7 +26,7 @@ NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Choices of one question: texts, sums of log-probabilities, tokens; ``alone``: the sums behind no context."""
+    """Choices of one question: texts, sums of log-probabilities, tokens; ``alone``: the sums after no context."""
 
     choices: Sequence[str]
     logprobs: Sequence[float]

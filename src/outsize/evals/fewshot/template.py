@@ -14,7 +14,7 @@ BRACES = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """``pieces``: texts and the field behind each; the last has none."""
+    """``pieces``: texts and the field after each; the last has none."""
 
     pieces: tuple[tuple[str, str], ...]
 

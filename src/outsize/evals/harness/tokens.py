@@ -27,7 +27,7 @@ class Texts:
         return self.fitting(*self.encoder.pair(context, continuation))
 
     def windows(self, text: str) -> list[ScoreRequest]:
-        """A whole text as contexts and what comes behind them, each token once; () for an empty one.
+        """A whole text as contexts and what comes after them, each token once; () for an empty one.
 
         Raises UsageError where the first token has none to stand before it.
         """
