@@ -108,10 +108,10 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 
 def _listed(args: argparse.Namespace) -> str:
-    from outsize.evals.harness.tasks import Tasks
+    from outsize.evals.harness import tasks
 
     with redirect_stdout(sys.stderr):
-        names = Tasks(args.include_path, {}).names(_names(args) or ["*"])
+        names = tasks.names(args.include_path, _names(args) or ["*"])
     return json.dumps({"schema": 1, "tasks": names}) if args.json else "\n".join(names)
 
 
@@ -123,7 +123,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     from outsize.evals.harness import OutsizeLM, tasks
 
     setup_logging(logging.WARNING)  # LMEVAL_LOG_LEVEL counts more
-    manager, names = tasks.Tasks(args.include_path, {"pretrained": args.model}).find(_names(args))
+    manager, names = tasks.find(args.include_path, {"pretrained": args.model}, _names(args))
     model = _model(args, OutsizeLM)
     if args.apply_chat_template and model.tokenizer.chat_template is None:
         raise UsageError(f"the tokenizer of {args.model} has no chat template", remedy="no --apply-chat-template")

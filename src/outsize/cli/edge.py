@@ -115,11 +115,9 @@ def _of_system(error: OSError) -> OutsizeError:
     files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     what = error.strerror or said(error)
     remedy = REMEDIES.get(error.errno or 0, ASK_FOR_TRACE)
-    if is_disk_full(error):
-        return OutsizeError(f"{' and '.join(files) or 'output'}: {what}", remedy=remedy)
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return UsageError(f"{' and '.join(files)}: {what}", remedy=remedy)
-    return OutsizeError(f"{' and '.join(files) or 'a file or stream'}: {what}", remedy=remedy)
+    kind = UsageError if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else OutsizeError
+    where = " and ".join(files) or ("output" if is_disk_full(error) else "a file or stream")
+    return kind(f"{where}: {what}", remedy=remedy)
 
 
 def _say(text: str) -> None:

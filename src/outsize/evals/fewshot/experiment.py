@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from outsize.errors import UsageError
@@ -78,60 +79,42 @@ def lay_out(task: Task, shots: Sequence[int], seeds: Sequence[int], limit: int |
     test = read_questions(task.test, task)[:limit]
     if not test:
         raise UsageError(f"{task.test} has no rows")
-    maker = _Maker(task, max(shots), test)
-    prompts = [
-        Prompt(question, maker.head(question, number, seed), number, seed if number else None)
-        for number in shots
-        for seed in (seeds if number else seeds[:1])
-        for question in test
-    ]
+    most = max(shots)
+    examples, left_out = _examples(task, most, test) if most else (Examples((), balanced=False), 0)
+
+    def head(question: Question | None, number: int, seed: int) -> str:
+        """Instruction and examples, up to where the question begins: one that is asked alone, or any (None)."""
+        salt = f"seed {seed}" if question is None else f"seed {seed} for {json.dumps(question.id)}"
+        try:  # as many as the largest number wants: the others are beginnings of it
+            drawn = examples.draw(most, salt, lambda one: question is None or one.text != question.text)[:number]
+        except UsageError as error:
+            out = f"; {left_out} more are test rows too, and are left out" if left_out else ""
+            what = f"{task.examples}: {error.what} for {most} shots"
+            remedy = "draw: per_row leaves out no other than the row that is asked" if left_out else ""
+            raise UsageError(what, need=error.need, have=error.have + out, remedy=remedy) from None
+        parts = [task.instruction] if task.instruction else []
+        parts += [example.text + task.target_delimiter + example.answers[0] for example in drawn]
+        return "".join(part + task.fewshot_delimiter for part in parts)
+
+    shared = cache(head)
+    prompts = []
+    for number in shots:
+        for seed in seeds if number else seeds[:1]:
+            for question in test:
+                alone = number and task.draw == "per_row"
+                before = head(question, number, seed) if alone else shared(None, number, seed)
+                prompts.append(Prompt(question, before, number, seed if number else None))
     if MUTUAL_INFO in task.metrics:
         first = {question.choices: question for question in reversed(test)}
         prompts += [Prompt(question, task.unconditional) for question in first.values()]
-    return Experiment(task, test, shots, seeds, prompts, maker.left_out)
+    return Experiment(task, test, shots, seeds, prompts, left_out)
 
 
-class _Maker:
-    """Draws examples, each set once, and writes them."""
-
-    def __init__(self, task: Task, most: int, test: Sequence[Question]) -> None:
-        self._task = task
-        self._most = most
-        self._heads: dict[tuple[int, int], str] = {}
-        self.left_out = 0
-        if not most:
-            return
-        if task.examples is None:
-            raise UsageError(f"{task.path}: the key examples is missing", need=f"it, for {most} shots")
-        examples = read_questions(task.examples, task)
-        if task.draw == "fixed":
-            asked = {question.text for question in test}
-            fit = [example for example in examples if example.text not in asked]
-            self.left_out = len(examples) - len(fit)
-            examples = fit
-        self._examples = Examples(examples, balanced=task.balanced)
-
-    def head(self, question: Question, shots: int, seed: int) -> str:
-        if shots and self._task.draw == "per_row":
-            return self._written(self._drawn(f"{seed} for {json.dumps(question.id)}", question)[:shots])
-        if (shots, seed) not in self._heads:
-            self._heads[shots, seed] = self._written(self._drawn(str(seed), None)[:shots] if shots else [])
-        return self._heads[shots, seed]
-
-    def _drawn(self, salt: str, question: Question | None) -> list[Question]:
-        """As many as the largest number of shots wants: the others are beginnings of it."""
-        try:
-            return self._examples.draw(
-                self._most, f"seed {salt}", lambda example: question is None or example.text != question.text
-            )
-        except UsageError as error:
-            out = f"; {self.left_out} more are test rows too, and are left out" if self.left_out else ""
-            what = f"{self._task.examples}: {error.what} for {self._most} shots"
-            remedy = "draw: per_row leaves out no other than the row that is asked" if self.left_out else ""
-            raise UsageError(what, need=error.need, have=error.have + out, remedy=remedy) from None
-
-    def _written(self, examples: Sequence[Question]) -> str:
-        task = self._task
-        parts = [task.instruction] if task.instruction else []
-        parts += [example.text + task.target_delimiter + example.answers[0] for example in examples]
-        return "".join(part + task.fewshot_delimiter for part in parts)
+def _examples(task: Task, most: int, test: Sequence[Question]) -> tuple[Examples, int]:
+    """What examples are drawn from, and how many are left out because they are test rows too."""
+    if task.examples is None:
+        raise UsageError(f"{task.path}: the key examples is missing", need=f"it, for {most} shots")
+    examples = read_questions(task.examples, task)
+    asked = {question.text for question in test} if task.draw == "fixed" else set()
+    fit = [example for example in examples if example.text not in asked]
+    return Examples(fit, balanced=task.balanced), len(examples) - len(fit)

@@ -18,49 +18,42 @@ NEAR = 5  # names that are suggested for one that is unknown
 FAILURES = (LookupError, ValueError, OSError, ImportError, NotImplementedError, jinja2.TemplateError, yaml.YAMLError)
 
 
-class Tasks:
-    """Finds tasks. ``folders``: of YAML files, whose tasks come before the harness' own. ``about``: of the model.
+def names(folders: Sequence[Path], patterns: Sequence[str] = ("*",)) -> list[str]:
+    """All tasks, groups and tags, the harness' own and those in folders, that match one of the patterns."""
+    return sorted(_manager(folders, {}, own=True).match_tasks(list(patterns)))
 
-    The harness' own index of some 10,000 files takes seconds to read: it is read when a name is not that of a task in
-    the folders.
+
+def find(folders: Sequence[Path], about: dict[str, Any], wanted: Sequence[str]) -> tuple[TaskManager, list[str]]:
+    """Names and patterns as names (or paths of YAML files), and the manager that knows them.
+
+    ``folders``: of YAML files, whose tasks come before the harness' own. ``about``: of the model. The harness' own
+    index of some 10,000 files takes seconds to read: it is read when a name is not that of a task in the folders.
+    Raises UsageError for a name that is unknown, with those that are near.
     """
+    files = [name for name in wanted if name.endswith((".yaml", ".yml")) and Path(name).is_file()]
+    others = [name for name in wanted if name not in files]
+    manager = _manager(folders, about, own=False)
+    if not set(others) <= set(manager.all_subtasks):
+        manager = _manager(folders, about, own=True)
+    found = list(files)
+    for name in others:
+        matching = sorted(manager.match_tasks([name]))
+        if not matching:
+            near = difflib.get_close_matches(name, manager.all_tasks, NEAR)
+            raise UsageError(
+                f"there is no task {name!r}",
+                have=f"near ones: {', '.join(near)}" if near else "",
+                remedy="outsize eval --list, or --include-path with a folder of YAML files",
+            )
+        found += matching
+    return manager, list(dict.fromkeys(found))
 
-    def __init__(self, folders: Sequence[Path], about: dict[str, Any]) -> None:
-        for folder in folders:
-            if not folder.is_dir():
-                raise UsageError(f"{folder} is no folder of tasks", remedy="another --include-path")
-        self._folders = list(folders)
-        self._about = about
 
-    def names(self, pattern: Sequence[str] = ("*",)) -> list[str]:
-        found: list[str] = self._manager(own=True).match_tasks(list(pattern))
-        return sorted(found)
-
-    def find(self, wanted: Sequence[str]) -> tuple[TaskManager, list[str]]:
-        """Names and patterns as names (or paths of YAML files), and the manager that knows them.
-
-        Raises UsageError for one that is unknown, with those that are near.
-        """
-        files = [name for name in wanted if name.endswith((".yaml", ".yml")) and Path(name).is_file()]
-        names = [name for name in wanted if name not in files]
-        manager = self._manager(own=False)
-        if not set(names) <= set(manager.all_subtasks):
-            manager = self._manager(own=True)
-        found = list(files)
-        for name in names:
-            matching = sorted(manager.match_tasks([name]))
-            if not matching:
-                near = difflib.get_close_matches(name, manager.all_tasks, NEAR)
-                raise UsageError(
-                    f"there is no task {name!r}",
-                    have=f"near ones: {', '.join(near)}" if near else "",
-                    remedy="outsize eval --list, or --include-path with a folder of YAML files",
-                )
-            found += matching
-        return manager, list(dict.fromkeys(found))
-
-    def _manager(self, *, own: bool) -> TaskManager:
-        return TaskManager(include_path=self._folders or None, include_defaults=own, metadata=self._about)
+def _manager(folders: Sequence[Path], about: dict[str, Any], *, own: bool) -> TaskManager:
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is no folder of tasks", remedy="another --include-path")
+    return TaskManager(include_path=list(folders) or None, include_defaults=own, metadata=about)
 
 
 def load(manager: TaskManager, names: Sequence[str]) -> list[Any]:
