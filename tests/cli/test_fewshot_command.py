@@ -12,7 +12,7 @@ from evals.fewshot.task_files import COLOURS, FREE, colours, write
 
 from outsize.cli.main import main
 from outsize.evals.fewshot import job
-from outsize.evals.fewshot.interval import wilson
+from outsize.evals.fewshot.accuracy import wilson
 
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 

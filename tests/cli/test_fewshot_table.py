@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from outsize.cli import fewshot_table
+from outsize.evals.fewshot.accuracy import Line, Table, accuracy
 from outsize.evals.fewshot.experiment import Experiment
-from outsize.evals.fewshot.interval import accuracy
 from outsize.evals.fewshot.questions import Question
-from outsize.evals.fewshot.table import Line, Table
 from outsize.evals.fewshot.task import Task
 from outsize.evals.fewshot.template import parse_template
 

@@ -11,9 +11,9 @@ from typing import Any
 from outsize.cli import arguments, dataset, fewshot_table, plot
 from outsize.errors import UsageError
 from outsize.evals.dataset_run import SCHEMA
+from outsize.evals.fewshot.accuracy import tabulate
 from outsize.evals.fewshot.experiment import Experiment, lay_out
 from outsize.evals.fewshot.job import job_of
-from outsize.evals.fewshot.table import tabulate
 from outsize.evals.fewshot.task import read_task
 from outsize.evals.records import STANDARD_INPUT
 from outsize.progress import note

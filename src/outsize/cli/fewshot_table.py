@@ -9,9 +9,8 @@ from typing import Any
 
 from outsize.cli import plot
 from outsize.cli.table import table as text_table
+from outsize.evals.fewshot.accuracy import Accuracy, Table
 from outsize.evals.fewshot.experiment import Experiment
-from outsize.evals.fewshot.interval import Accuracy
-from outsize.evals.fewshot.table import Table
 
 COLOURS = ("#4878a8", "#d0a040", "#6aa56a", "#9868a8", "#b05050")
 

@@ -16,8 +16,8 @@ from outsize.engine.request import GenerateRequest, ScoreRequest, ScoreResult
 from outsize.errors import OutsizeError, UsageError
 from outsize.evals import dataset_run
 from outsize.evals.dataset_run import DatasetRunner
-from outsize.evals.harness.generation import DEFAULT_NEW_TOKENS, request_of, seeded
-from outsize.evals.harness.questions import Questions
+from outsize.evals.harness.deduplication import Deduplicated
+from outsize.evals.harness.generation_settings import DEFAULT_NEW_TOKENS, request_of, seeded
 from outsize.evals.harness.tokens import Texts
 from outsize.evals.requests import Encoder
 from outsize.models.survey_cache import folder_spec
@@ -190,7 +190,7 @@ class OutsizeLM(TemplateLM):  # type: ignore[misc]
         value: Callable[[int, list[Any]], Any],
     ) -> list[Any]:
         """A value for each request; the harness' cache gets it as soon as it is known."""
-        questions = Questions(asked)
+        questions = Deduplicated(asked)
         values = {number: value(number, []) for number, few in enumerate(asked) if not few}
         for result in self._runner.results(questions.requests, self.effort, self.tokenizer):
             for number, found in questions.take(result):

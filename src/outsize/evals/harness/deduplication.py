@@ -9,7 +9,7 @@ from typing import Any
 from outsize.engine.request import GenerateRequest, ScoreRequest
 
 
-class Questions:
+class Deduplicated:
     """Questions of one request or several; equal requests are computed once, and each fails alone.
 
     ``requests``: for the model, which finds by itself what they share. ``failed``: of questions without an answer, why.
