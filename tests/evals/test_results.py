@@ -79,9 +79,10 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
         Journal(path, {**HEADER, "model": "c"})
     with pytest.raises(UsageError, match="seed changed"):
         Journal(path, {**HEADER, "seed": 1})
-    (tmp_path / "out.outsize.json").write_text("{")
-    with pytest.raises(UsageError, match="not JSON"):
-        Journal(path, HEADER)
+    for damaged in ("{", "7", "[1]"):
+        (tmp_path / "out.outsize.json").write_text(damaged)
+        with pytest.raises(UsageError, match="not JSON"):
+            Journal(path, HEADER)
     (tmp_path / "out.outsize.json").unlink()
     with pytest.raises(UsageError, match=r"no out\.outsize\.json"):
         Journal(path, HEADER)

@@ -55,7 +55,6 @@ class Journal:
         except BaseException:
             os.close(self._file)
             raise
-        self._lock = threading.Lock()
         self._unsynced = threading.Event()
         self._closing = threading.Event()
         self._failed: OSError | None = None
@@ -115,12 +114,12 @@ class Journal:
         if not begun:
             return
         try:
-            before = json.loads(self._header.read_text())
+            before = dict(json.loads(self._header.read_text()))
         except FileNotFoundError:
             raise UsageError(
                 f"{self.path} has lines already, and no {self._header.name} says of what", remedy=remedy
             ) from None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise UsageError(f"{self._header} is not JSON: {error}", remedy=remedy) from error
         changed = [name for name in {**header, **before} if header.get(name) != before.get(name)]
         if changed and self.rows:
