@@ -167,6 +167,7 @@ def _started(label: str, total: int, *columns: str | ProgressColumn) -> Progress
         "{task.percentage:3.0f}%",
         *columns,
         console=Console(file=sys.stderr),
+        refresh_per_second=2,
         redirect_stdout=False,
         redirect_stderr=False,
         expand=True,
