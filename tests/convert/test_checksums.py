@@ -112,6 +112,7 @@ def test_unfinished_work_is_not_taken_for_a_copy(copy: Path, made: Path) -> None
         (lambda content: content.pop("made"), DamagedModel),
         (lambda content: content.update(files=[]), DamagedModel),
         (lambda content: content["files"]["model.safetensors"][1].update(offset=-1), DamagedModel),
+        (lambda content: content["files"]["model.safetensors"][1].update(offset=1 << 64), DamagedModel),
         (lambda content: content["files"]["model.safetensors"][1].pop("sha256"), DamagedModel),
         (lambda content: content["files"].update({"../other": []}), UntrustedModel),
     ],

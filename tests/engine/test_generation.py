@@ -103,7 +103,7 @@ def test_logits_that_are_no_numbers_fail_alone(small: Any) -> None:
     with spoilt(small):
         results = {r.id: r for r in small.outsize.generate(requests)}
     for i, result in results.items():
-        assert result.error == ("the model's logits are not finite" if i == "3" else "")
+        assert result.error.startswith("the model's logits are not finite") if i == "3" else not result.error
         assert result.tokens == (() if i == "3" else want[i].tokens)
 
 

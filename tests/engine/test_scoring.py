@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,30 @@ def test_logits_that_are_no_numbers_fail_alone(small: Any) -> None:
     with spoilt(small):
         results = {r.id: r for r in small.outsize.score(requests)}
     assert [i for i, r in results.items() if r.error] == ["3"]
-    assert results["3"].error == "the model's logits are not finite"
+    assert results["3"].error.startswith("the model's logits are not finite")
+
+
+def test_the_layer_where_numbers_are_lost_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ARCHITECTURES["llama"].make_model()
+    made.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    write_checkpoint(tmp_path, made)
+    with load(tmp_path, "disk", monkeypatch, context=64, batch=4) as model:
+        scored = list(model.outsize.score([ScoreRequest("a", (5, 6), ((7, 8),)), ScoreRequest("b", (), ((7,),))]))
+        generated = list(model.outsize.generate([GenerateRequest(i, (5, 6, 7), max_new_tokens=2) for i in "ab"]))
+    for result in (scored[1], *generated):
+        assert "not finite, first in model.layers.1; try: check the weights" in result.error
+    assert scored[0].id == "b"
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_nothing_is_read_past_the_last_sweep(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
+    with load(tmp_path, "disk", monkeypatch, context=64, batch=4) as model:
+        stream = model.outsize._sweep.stream
+        assert len(list(model.outsize.score(score_requests(10)))) == 10
+        time.sleep(0.05)  # for what the readers might still be at
+        once = sum(extent.length for entry in stream._entries for extent in entry.layout.extents)
+        assert stream.stats.bytes_read <= once * model.outsize.stats.sweeps
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

@@ -28,6 +28,7 @@ SCHEMA = 1
 ALGORITHM = "sha256"
 PIECE = 4 << 20  # bytes read at a time
 HEADER = "the header"
+LARGEST = 1 << 60  # bytes: no file is as large
 Progress = Callable[[int, int], None]
 
 
@@ -101,7 +102,7 @@ def read_checksums(folder: Path) -> Checksums | None:
 def _range(part: Any) -> Range:
     found = Range(**part)
     numbers = (found.offset, found.bytes)
-    if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(found.name, str):
+    if not all(type(number) is int and 0 <= number <= LARGEST for number in numbers) or not isinstance(found.name, str):
         raise TypeError(f"the range {part}")
     return found
 

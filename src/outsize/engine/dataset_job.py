@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from outsize.engine.batching import Batch, Group, Packer
+from outsize.engine.finite import NOT_FINITE, REMEDY, NotFinite, first_bad_layer
 from outsize.engine.logits import Head, Pick
 from outsize.engine.scheduler import Job, Scheduler
 from outsize.engine.sequence import Row, padded
@@ -21,11 +25,14 @@ from outsize.planner.plan import Plan
 class Work(ABC):
     """The part that scoring and generating have in common. ``results`` yields each as it is ready.
 
-    ``errors``: of each request, why it cannot be computed, or "".
+    ``errors``: of each request, why it cannot be computed, or "". ``single_pass``: a micro-batch is one forward pass.
     """
 
-    def __init__(self, model: Any, spec: ModelSpec, plan: Plan, sweep: Sweep) -> None:
+    single_pass = False
+
+    def __init__(self, model: Any, spec: ModelSpec, plan: Plan, sweep: Sweep, requests: Sequence[Any]) -> None:
         self.model, self.spec = model, spec
+        self._requests = requests
         self.packer = Packer(model, spec, plan)
         self._kept_rows = kept_rows_bytes(plan)
         self.tokens = 0  # computed so far
@@ -49,6 +56,10 @@ class Work(ABC):
         """Results of requests that are not computed at all."""
 
     @abstractmethod
+    def tokens_of(self, request: Any) -> Sequence[int]:
+        """What the model reads of a request, or enough of it to see where numbers are lost."""
+
+    @abstractmethod
     def compute(self, batch: Batch) -> Any:
         """What a micro-batch's job does; in a greenlet."""
 
@@ -61,10 +72,24 @@ class Work(ABC):
         """Results of a row that failed alone."""
 
     def results(self) -> Iterator[Any]:
-        """Computes, and yields a result for each request. Raises OutsizeError for what concerns all."""
+        """Computes, and yields a result for each request. Raises OutsizeError for what concerns all.
+
+        Those without finite logits come last, because naming the layer where numbers are lost takes one more sweep.
+        """
         yield from self.refused()
-        if not self.groups:
-            return
+        lost = []
+        for result in self._computed() if self.groups else ():
+            if result.error == NOT_FINITE:
+                lost.append(result)
+            else:
+                yield result
+        if lost:
+            request = next(request for request in self._requests if request.id == lost[0].id)
+            layer = first_bad_layer(self.model, {"input_ids": torch.tensor([self.tokens_of(request)])})
+            error = str(NotFinite(NOT_FINITE, remedy=REMEDY).at(layer))
+            yield from (replace(result, error=error) for result in lost)
+
+    def _computed(self) -> Iterator[Any]:
         scheduler = Scheduler(self._sweep, self._fits)
         running = scheduler.run()
         self.head = Head(self.model)
@@ -93,7 +118,7 @@ class Work(ABC):
         return self.packer.room.fits([*uses, *(memory_use for memory_use, _ in self._held.values())])
 
     def _job(self, group: Group) -> Job:
-        first, *others = (Job(partial(self._run, b), self.packer.memory_use(b.shape)) for b in group)
+        first, *others = (Job(partial(self._run, b), self.packer.memory_use(b.shape), self.single_pass) for b in group)
         first.together = tuple(others)
         self._batches.update(zip(first.group, group, strict=True))
         return first

@@ -155,7 +155,7 @@ class Engine:
             return
         batch, tokens = inputs.shape[0], inputs.shape[1]
         past: Any = cache_in(kwargs)
-        length = tokens + (int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0)
+        length = tokens + _held(past)
         request = self.plan.request
         if batch <= request.batch and length <= request.context and tokens <= request.prompt:
             return
@@ -182,6 +182,14 @@ class Engine:
         request = self.plan.request
         planned = min(request.context, request.context * request.batch // max(inputs.shape[0], 1))
         give_room(cache, self._sweep.context.tokens or planned)
+
+
+def _held(past: Any) -> int:
+    """The tokens in a cache; 0 for one of another kind, or of states alone, which do not grow."""
+    try:
+        return int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0
+    except ValueError:  # all its layers are of linear attention
+        return 0
 
 
 def _inputs(args: Any, kwargs: dict[str, Any]) -> Any:

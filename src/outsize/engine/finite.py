@@ -10,6 +10,7 @@ from transformers import LogitsProcessor
 
 from outsize.errors import OutsizeError
 
+NOT_FINITE = "the model's logits are not finite"
 REMEDY = "check the weights (outsize verify, or download again); a float16 model may need bfloat16 or float32"
 
 
@@ -27,7 +28,7 @@ class Finite(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The scores."""
         if not bool(torch.isfinite(scores.max(dim=-1).values).all()):
-            raise NotFinite("the model's logits are not finite", remedy=REMEDY)
+            raise NotFinite(NOT_FINITE, remedy=REMEDY)
         return scores
 
 
@@ -48,7 +49,7 @@ def first_bad_layer(model: Any, inputs: Mapping[str, Any]) -> str:
     try:
         with torch.inference_mode():
             model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1, num_return_sequences=1)
-    except (RuntimeError, ValueError, TypeError, KeyError):  # what is found by then is what can be said
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):  # what is found by then is what can be said
         pass
     finally:
         for hook in hooks:

@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from outsize.engine.batching import Batch
 from outsize.engine.dataset_job import Work
+from outsize.engine.finite import NOT_FINITE
 from outsize.engine.prefix_cache import prefix_cache
 from outsize.engine.request import GenerateRequest, GenerateResult
 from outsize.engine.sampling import Draw, End
@@ -38,8 +39,7 @@ class Generating(Work):
     ) -> None:
         if tokenizer is None and any(request.stop for request in requests):
             raise UsageError("stop strings need a tokenizer", remedy="generate(requests, tokenizer=...)")
-        super().__init__(model, spec, plan, sweep)
-        self._requests = requests
+        super().__init__(model, spec, plan, sweep, requests)
         self._tokenizer = tokenizer
         self.errors = [self._why_not(request) for request in requests]
         rows = [
@@ -57,6 +57,10 @@ class Generating(Work):
         for request, error in zip(self._requests, self.errors, strict=True):
             if error:
                 yield GenerateResult(request.id, error=error)
+
+    def tokens_of(self, request: GenerateRequest) -> Sequence[int]:
+        """The prompt."""
+        return request.prompt
 
     def compute(self, batch: Batch) -> list[GenerateResult]:
         """Generates until every row is at its own end."""
@@ -121,7 +125,7 @@ class Generating(Work):
     ) -> GenerateResult:
         """What one row generated: all up to its end."""
         if draw.failed[number]:
-            return GenerateResult(request.id, error="the model's logits are not finite")
+            return GenerateResult(request.id, error=NOT_FINITE)
         upto, finish = end.reached[number]
         tokens = tokens[: upto or len(tokens)]
         at = next((i for i, token in enumerate(tokens) if token in eos), None)

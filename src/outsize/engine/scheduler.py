@@ -24,15 +24,17 @@ class Job(ForwardContext):
     """A computation with the model, of one forward pass or many: ``work()`` gives ``value``, or ``failure`` says why.
 
     ``memory_use``: what it takes while it is underway. ``together``: jobs that are to begin in the same sweep, right
-    after this one. ``waits_for``: the group that must be bound before it goes on.
+    after this one. ``single_pass``: it ends with the sweep in which it begins. ``waits_for``: the group that must be
+    bound before it goes on.
     """
 
     scheduled = True
 
-    def __init__(self, work: Callable[[], Any], memory_use: MemoryUse) -> None:
+    def __init__(self, work: Callable[[], Any], memory_use: MemoryUse, single_pass: bool = False) -> None:
         super().__init__()
         self.work = work
         self.memory_use = memory_use
+        self.single_pass = single_pass
         self.together: tuple[Job, ...] = ()
         self.value: Any = None
         self.failure = ""
@@ -115,6 +117,8 @@ class Scheduler:
                     yield from self._begin()
                     group = self._next_group(-1)
                     self._sweep.sweeps += group is not None
+                    last = not self._coming and all(job.single_pass for job in self.underway)
+                    self._sweep.stream.read_past_end(not last)
                 if group is None:
                     place = -1
                     continue
@@ -126,6 +130,7 @@ class Scheduler:
                 job.kill()
             self.underway.clear()
             self._sweep.leave()
+            self._sweep.stream.read_past_end(True)
 
     def _step(self, group: BoundGroup) -> None:
         """Binds a group, resumes the jobs that wait for it, and lets it go."""

@@ -10,6 +10,7 @@ import torch
 
 from outsize.engine.batching import Batch
 from outsize.engine.dataset_job import Work
+from outsize.engine.finite import NOT_FINITE
 from outsize.engine.logits import Pick, likelihoods
 from outsize.engine.prefix_cache import prefix_cache
 from outsize.engine.request import ScoreRequest, ScoreResult
@@ -26,9 +27,10 @@ Answer = tuple[Row, list[tuple[float, bool]], str]  # of each want: sum, and whe
 class Scoring(Work):
     """Scores requests with a model."""
 
+    single_pass = True
+
     def __init__(self, model: Any, spec: ModelSpec, plan: Plan, sweep: Sweep, requests: Sequence[ScoreRequest]) -> None:
-        super().__init__(model, spec, plan, sweep)
-        self._requests = requests
+        super().__init__(model, spec, plan, sweep, requests)
         self._answers: list[dict[int, tuple[float, bool]]] = [{} for _ in requests]
         self.errors = [self._why_not(request) for request in requests]
         rows = rows_of(requests, self.errors, self._start_token() if spec.encoder_decoder else None)
@@ -39,6 +41,10 @@ class Scoring(Work):
         for request, error in zip(self._requests, self.errors, strict=True):
             if error:
                 yield ScoreResult(request.id, error=error)
+
+    def tokens_of(self, request: ScoreRequest) -> Sequence[int]:
+        """The context and, of one stack, the first continuation."""
+        return request.context if self.spec.encoder_decoder else (*request.context, *request.continuations[0])
 
     def compute(self, batch: Batch) -> list[Answer]:
         """Scores what is wanted of each row."""
@@ -156,5 +162,5 @@ def _answers(rows: Sequence[Row], tokens: Sequence[tuple[float, bool]]) -> list[
             at += len(want.tokens)
             answers.append((math.fsum(logprob for logprob, _ in its), all(greedy for _, greedy in its)))
         finite = all(math.isfinite(logprob) for logprob, _ in answers)
-        made.append((row, answers, "" if finite else "the model's logits are not finite"))
+        made.append((row, answers, "" if finite else NOT_FINITE))
     return made

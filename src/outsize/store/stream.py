@@ -119,6 +119,7 @@ class Stream:
         self._position = 0  # the group that is held, or that is expected next
         self._ahead: list[_Entry] = []  # what is expected from here, in order
         self._last: int | None = None
+        self._past_end = True
         self._error: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -172,6 +173,11 @@ class Stream:
         """Streams a group that was to be passed on once: its copy would be larger than planned."""
         with self._changed:
             self._entries[index].streamed = True
+
+    def read_past_end(self, yes: bool) -> None:
+        """Whether another sweep is expected; if not, nothing is read ahead that comes before what is being used."""
+        with self._changed:
+            self._past_end = yes
 
     def close(self) -> None:
         """Stops the readers and lets go of all memory; acquires raise from now on."""
@@ -280,9 +286,12 @@ class Stream:
         """The groups in the order in which they are expected; those that stay and are not expected come last."""
         seen: dict[int, None] = {}
         index = self._position
-        while index not in seen and self._entries:
+        over = not self._past_end and self._last is not None and index < self._last  # what comes would be a new sweep
+        while index not in seen and self._entries and not over:
             seen[index] = None
-            index = self._entries[index].successor
+            following = self._entries[index].successor
+            over = not self._past_end and following <= index
+            index = following
         rest = [e for i, e in enumerate(self._entries) if i not in seen and e.group.in_place]
         return [self._entries[i] for i in seen] + rest
 

@@ -55,6 +55,34 @@ def test_a_model_that_wants_an_image() -> None:
     assert spec.parameters > 0
 
 
+def test_experts_that_are_named_by_numbers_of_a_tensor() -> None:
+    sizes = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 2, "num_experts": 4, "vocab_size": 99}
+    spec = surveyed("switch_transformers", "SwitchTransformersForConditionalGeneration", **sizes)
+    assert any("expert_3" in tensor.name for module in spec.modules for tensor in module.tensors)
+
+
+def test_a_model_that_takes_codes_of_sound_with_its_text() -> None:
+    codec = {"num_filters": 4, "hidden_size": 32, "codebook_dim": 16, "vector_quantization_hidden_dimension": 16,
+             "upsample_groups": 32, "num_quantizers": 2, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "intermediate_size": 48}  # fmt: skip
+    config = {**SMALL, "num_codebooks": 2, "head_dim": 8, "ffn_dim": 48, "codec_config": codec,
+              "audio_pad_token_id": 0, "pad_token_id": 0, "codebook_vocab_size": 64}  # fmt: skip
+    spec = surveyed("kyutai_speech_to_text", "KyutaiSpeechToTextForConditionalGeneration", **config)
+    assert spec.kv_bytes_per_token > 0
+
+
+def test_a_model_that_takes_a_row_of_codes_for_each_codebook() -> None:
+    sizes = {"vocab_size": 99, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    spec = surveyed("musicgen_decoder", "MusicgenForCausalLM", num_codebooks=2, pad_token_id=0, **sizes)
+    assert len(spec.blocks) == 2
+
+
+def test_tensors_that_are_split_into_parts_of_sizes_that_only_data_knows() -> None:
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "kv_channels": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    assert len(surveyed("jetmoe", "JetMoeForCausalLM", **sizes).blocks) == 2
+
+
 def test_a_table_that_is_used_as_a_whole_does_not_rest_on_disk() -> None:
     vision = {**VISION, "image_size": 32, "patch_size": 8}
     spec = surveyed("llava", "LlavaForConditionalGeneration", text_config={"model_type": "llama", **SMALL},

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 FRAMES = 8  # frames of sound per token of text
 SAMPLES = 640  # samples of sound per token of text
-MELS = ("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim", "mel_bins", "n_mels", "input_size")
+MELS = ("feature_projection_input_dim", "num_mel_bins", "input_feat_per_channel", "feature_size", "n_mels")
 
 
 def inputs_of(model: PreTrainedModel, length: int) -> Iterator[dict[str, Any]]:
@@ -26,7 +26,9 @@ def inputs_of(model: PreTrainedModel, length: int) -> Iterator[dict[str, Any]]:
         text["decoder_input_ids"] = ids
     if "logits_to_keep" in accepted:
         text["logits_to_keep"] = 1  # as generate() does
-    for more in (({}), *_images(model, ids), *_sounds(model, length)):
+    codes = getattr(model.config, "num_codebooks", 0)  # of sound: beside a token of text, or a row for each
+    several = [{"input_ids": ids[..., None].expand(-1, -1, codes + 1)}, {"input_ids": ids.expand(codes, -1)}]
+    for more in ({}, *(several if codes else ()), *_images(model, ids), *_sounds(model, length)):
         if all(name in accepted for name in more):
             yield {name: value for name, value in {**text, **more}.items() if name in accepted}
 

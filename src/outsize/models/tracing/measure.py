@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.fx.experimental._config
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 from transformers import EncoderDecoderCache, PreTrainedModel
@@ -89,6 +90,25 @@ class _Pass:
     cache: tuple[tuple[int, int, int | None], ...]  # own bytes, cross bytes, window; per layer
     peak: int
     resting: int  # most bytes that lived when a module with weights began
+
+
+class _Numbers(TorchFunctionMode):
+    """Lets code go on on ``meta`` that takes numbers out of tensors: they are 0.
+
+    As part of a name (of an expert), or as the sizes of the parts of a tensor, of which the first is then all of it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See TorchFunctionMode."""
+        kwargs = kwargs or {}
+        if func is torch.Tensor.__format__ and args[0].is_meta:
+            return format(0, *args[1:])
+        if func is torch.Tensor.tolist and args[0].is_meta and args[0].dim() == 1:
+            return [0] * len(args[0])
+        if func is torch.Tensor.split and args[0].is_meta and isinstance(args[1], list) and not any(args[1]):
+            whole = args[0].shape[kwargs.get("dim", 0)]
+            args = (args[0], [whole, *args[1][1:]], *args[2:])
+        return func(*args, **kwargs)
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -205,7 +225,7 @@ def _forward(
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs = {**inputs, "use_cache": cached}
     try:
-        with torch.inference_mode(), live, ALL_NONZERO.patch(meta_nonzero_assume_all_nonzero=True):
+        with torch.inference_mode(), live, _Numbers(), ALL_NONZERO.patch(meta_nonzero_assume_all_nonzero=True):
             out = model(**inputs)
     finally:
         for hook in hooks:
