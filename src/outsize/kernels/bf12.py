@@ -60,9 +60,9 @@ class Bf12Weight(StoredWeight):
 def encode(weight: Tensor, limit: float = EXCEPTION_LIMIT, into: Tensor | None = None) -> Bf12Weight | None:
     """bfloat16 [out, in] in 12 bits an element; None where more than ``limit`` of them have exponents out of reach.
 
-    ``into``: uint8 [at least ``bf12_bytes(out, in, limit)``], from a multiple of 64 bytes; kept, undefined where None is
-    returned. None too for rows of more than 65536 elements. Uses torch's number of threads, and holds no lock of
-    Python's.
+    ``into``: uint8 [at least ``bf12_bytes(out, in, limit)``], from a multiple of 64 bytes; kept, and undefined where
+    None is returned. None too for rows of more than 65536 elements. Uses torch's number of threads, and holds no lock
+    of Python's.
     """
     if weight.dtype != torch.bfloat16 or weight.dim() != 2 or weight.device.type != "cpu" or weight.stride(1) != 1:
         raise ValueError("bf12 is made of bfloat16 matrices on the CPU whose rows are contiguous")
