@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 
 from outsize.models import tracing
 from outsize.models.spec import ModelSpec
+from outsize.models.tracing.measure import _layer_bytes
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SPEECH = {
@@ -81,6 +83,15 @@ def test_tensors_that_are_split_into_parts_of_sizes_that_only_data_knows() -> No
     sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "kv_channels": 8}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
     assert len(surveyed("jetmoe", "JetMoeForCausalLM", **sizes).blocks) == 2
+
+
+def test_a_cache_of_a_kind_of_its_own_is_counted_as_a_whole() -> None:
+    assert _layer_bytes(SimpleNamespace(states={0: torch.zeros(3), 1: torch.zeros(2)})) == [(20, 0, None)]
+
+
+def test_positions_without_an_end() -> None:
+    sizes = {"vocab_size": 99, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+    assert surveyed("xlnet", "XLNetLMHeadModel", **sizes).max_positions is None
 
 
 def test_a_table_that_is_used_as_a_whole_does_not_rest_on_disk() -> None:

@@ -195,7 +195,7 @@ def survey(skeleton: Skeleton, name: str) -> ModelSpec:
         architecture=type(model).__name__,
         model_type=config.model_type,
         encoder_decoder=bool(config.is_encoder_decoder),
-        max_positions=getattr(text, "max_position_embeddings", None),
+        max_positions=_positions(text),
         vocab_size=text.vocab_size,
         modules=modules,
         workspace=measured.workspace,
@@ -208,6 +208,12 @@ def survey(skeleton: Skeleton, name: str) -> ModelSpec:
             for weight in unit.weights
         },
     )
+
+
+def _positions(config: Any) -> int | None:
+    """How many positions a model has; None where that is not said, or said to be none in particular (-1)."""
+    stated = getattr(config, "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else None
 
 
 def in_order(skeleton: Skeleton, spec: ModelSpec) -> Skeleton:

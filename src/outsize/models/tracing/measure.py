@@ -239,7 +239,7 @@ def _layers(cache: Any) -> list[Any]:
         return []
     if isinstance(cache, EncoderDecoderCache):
         return [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
-    return list(cache.layers)
+    return list(getattr(cache, "layers", [cache]))  # one of another kind is counted as a whole
 
 
 def _storages(cache: Any) -> list[Any]:
@@ -254,7 +254,7 @@ def _layer_bytes(cache: Any) -> list[tuple[int, int, int | None]]:
     if isinstance(cache, EncoderDecoderCache):
         own, cross = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
         return [(_bytes(a), _bytes(b), _window(a)) for a, b in zip(own, cross, strict=True)]
-    return [(_bytes(layer), 0, _window(layer)) for layer in cache.layers]
+    return [(_bytes(layer), 0, _window(layer)) for layer in _layers(cache)]
 
 
 def _bytes(layer: Any) -> int:
