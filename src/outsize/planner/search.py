@@ -21,7 +21,7 @@ MOST_POSITIONS = 4  # of RAM among the GPUs, and of the last GPU in use, where m
 # A placement is compared by a token's seconds, and by the first token's shared among this many.
 TOKENS_PER_FIRST = 1000
 # Of the placements with the least estimates, so many within that factor of the best are predicted as a plan is.
-MOST_PREDICTED = 8
+MOST_PREDICTED = 5
 NEAR = 1.03
 
 
@@ -103,6 +103,8 @@ def _widen(problem: Problem, found: Found, choice: Choice) -> Found:
         # The same placement: room that nothing else can use, for reading evens out with it. Others have to be worth it.
         if seconds <= best_s * (1.0 if (homes, filling) == (found.homes, found.filling) else 0.99):
             found, best_s = wider, seconds
+        else:
+            break
     return found
 
 
@@ -111,9 +113,8 @@ def _score_s(problem: Problem, found: Found) -> float:
     disk = by_device(problem)["disk"]
     groups = groups_of(problem, found.homes, found.filling)
     model = SweepCost(problem.spec, problem.machine, problem.weights, groups, found.slots)
-    prediction = model.predict(problem.request)
-    reading = cost.read_s(prediction.disk_bytes_per_token, disk)
-    return prediction.token_s + reading / 20 + prediction.first_token_s / TOKENS_PER_FIRST
+    reading = cost.read_s(model.decode_bytes, disk)
+    return model.token_s(problem.request) + reading / 20 + model.first_token_s(problem.request) / TOKENS_PER_FIRST
 
 
 def _token_s(problem: Problem, found: Found) -> float:

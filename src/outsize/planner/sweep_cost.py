@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from outsize.machine import rates
 from outsize.machine.machine import Machine
@@ -43,26 +42,27 @@ class SweepCost:
         self._idle = {spec.modules[i].name for i in cost.untouched_by_decode(spec)}
         self._disk = machine.disk
         self._devices = {device.name: device for device in machine.devices}
-        self._work: dict[int, cost.Work] = {}
+        self._work: list[cost.Work] = []
         self._converted: list[int] = []
-        by_name = {tensor.name: tensor for module in spec.modules for tensor in module.tensors}
-        known: dict[object, tuple[cost.Work, int]] = {}
-        for place, group in enumerate(groups):
+        self._alike: list[int] = []  # groups of one number take the same time
+        tensors = {module.name: {tensor.name: tensor for tensor in module.tensors} for module in spec.modules}
+        known: dict[object, int] = {}
+        for group in groups:
             module = self._modules[group.module]
-            tensors = tuple(by_name[name] for name in group.tensors)
-            alike = (
-                module.role, bool(module.tied), group.format,
-                tuple((t.shape, t.stored, t.runtime, t.matmul, t.packing, t.span) for t in tensors),
-            )  # fmt: skip
-            if alike not in known:
-                part = replace(module, tensors=tensors)
-                work = cost.module_work(spec, part, weights, bf12=group.format == "bf12")
-                known[alike] = work, footprint.converted_bytes(part, weights) if group.streamed else 0
-            work, converted = known[alike]
+            mine = tensors[group.module]
             own = self._own[group.module] is group
-            self._work[place] = replace(work, block=work.block and own)
-            self._converted.append(converted)
-        self._compute = lru_cache(maxsize=1 << 16)(self._compute_s)
+            names = tuple(name.removeprefix(group.module) for name in group.tensors)
+            first = mine[group.tensors[0]]
+            alike = (module.role, module.cache, names, first.runtime, first.stored, group.format, group.device, own,
+                     group.disk_bytes, group.rest_bytes, group.module in self._idle)  # fmt: skip
+            number = known.setdefault(alike, len(known))
+            if number == len(self._work):
+                part = replace(module, tensors=tuple(mine[name] for name in group.tensors))
+                work = cost.module_work(spec, part, weights, bf12=group.format == "bf12")
+                self._work.append(replace(work, block=work.block and own))
+                self._converted.append(footprint.converted_bytes(part, weights) if group.streamed else 0)
+            self._alike.append(number)
+        self._compute: dict[tuple[int, Turn], float] = {}
         self.streamed_bytes = sum(group.disk_bytes for group in groups if group.streamed)
         self.load_bytes = sum(group.disk_bytes for group in groups if group.residency != "cached")
 
@@ -105,16 +105,23 @@ class SweepCost:
         """Seconds of a token of each sequence, with the whole context in the cache."""
         return self.sweep_s(self._token(request))
 
+    def first_token_s(self, request: Request) -> float:
+        """Seconds from the start of the load to the first token."""
+        turn = Turn(request.batch, footprint.prompt_tokens(request), 0, request.batch, first=True)
+        return self.first_s((turn,), warm=request.warm)
+
+    @property
+    def decode_bytes(self) -> int:
+        """Bytes that a token reads from the drive."""
+        return sum(g.disk_bytes for g in self._groups if g.streamed and g.module not in self._idle)
+
     def predict(self, request: Request) -> Prediction:
         """Seconds of the request's tokens, and what holds them up."""
-        prompt = footprint.prompt_tokens(request)
-        turn = Turn(request.batch, prompt, 0, request.batch, first=True)
-        in_decode = [group for group in self._groups if group.streamed and group.module not in self._idle]
         return Prediction(
-            first_token_s=self.first_s((turn,), warm=request.warm),
+            first_token_s=self.first_token_s(request),
             token_s=self.token_s(request),
             bottleneck=self._bottleneck(self._token(request)),
-            disk_bytes_per_token=sum(group.disk_bytes for group in in_decode),
+            disk_bytes_per_token=self.decode_bytes,
         )
 
     @staticmethod
@@ -138,9 +145,14 @@ class SweepCost:
 
     def _group_s(self, place: int, turns: tuple[Turn, ...]) -> float:
         """Seconds that a group computes, what bringing it to its module takes included."""
-        seconds = sum(self._compute(place, turn) for turn in turns)
+        seconds = 0.0
+        for turn in turns:
+            key = self._alike[place], turn
+            if key not in self._compute:
+                self._compute[key] = self._compute_s(place, turn)
+            seconds += self._compute[key]
         if self._groups[place].streamed:
-            seconds += rates.HANDOVER_S + cost.convert_s(self._converted[place], self._machine.ram)
+            seconds += rates.HANDOVER_S + cost.convert_s(self._converted[self._alike[place]], self._machine.ram)
         return seconds
 
     def _compute_s(self, place: int, turn: Turn) -> float:
@@ -155,7 +167,7 @@ class SweepCost:
             tokens = turn.rows * (1 if turn.first and self._spec.encoder_decoder and not encoder else turn.tokens)
         own = self._own[group.module] is group
         kv = turn.rows * module.cache.bytes_for(turn.past, encoder_tokens=turn.encoded) if own and turn.past else 0
-        return cost.compute_s(self._work[place], self._devices[group.device], tokens, kv)
+        return cost.compute_s(self._work[self._alike[place]], self._devices[group.device], tokens, kv)
 
     @staticmethod
     def _loop_s(turns: Sequence[Turn]) -> float:
@@ -173,7 +185,7 @@ class SweepCost:
             device = self._groups[place].device
             spent[device] = spent.get(device, 0.0) + step.compute_s
             read += step.read_s
-            held += self._work[place].bytes if device == "ram" else 0
+            held += self._work[self._alike[place]].bytes if device == "ram" else 0
         if read > sum(spent.values()):
             return "disk"
         slowest = max(spent, key=lambda name: spent[name], default="ram")
