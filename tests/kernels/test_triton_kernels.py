@@ -30,7 +30,9 @@ def ran(script: str, *arguments: str, **environ: str) -> Any:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", list(MOST))
+@pytest.mark.parametrize(
+    "name", ["float16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bfloat16", "float32"))]
+)
 def test_they_agree_with_the_reference(name: str) -> None:
     shapes = [(17, 200, 128)] + [(9, 192, 32), (9, 160, 160)] * (name == "float16")
     wanted = {"types": [name], "formats": FORMATS, "shapes": shapes}
@@ -40,7 +42,7 @@ def test_they_agree_with_the_reference(name: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("capability", [75, 80, 86, 90])
+@pytest.mark.parametrize("capability", [75, 80, pytest.param(86, marks=pytest.mark.slow), 90])
 def test_they_compile_without_spilling_registers(capability: int, tmp_path: Path) -> None:
     results = ran("triton_kernels_compile.py", str(capability), TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     assert {name for name, *_ in results} >= {"gemv_kernel", "expand_kernel"}
