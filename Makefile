@@ -13,7 +13,7 @@ PURE := src/outsize/models/*,src/outsize/machine/*,src/outsize/planner/*,src/out
 KERNELS := $(wildcard src/outsize/kernels/cpu/c/*) setup.py src/outsize/kernels/cpu/build.py
 SANITIZED := .venv/sanitized.so
 
-.PHONY: demo test test-versions check sanitize bench gpu-check clean
+.PHONY: demo test test-versions test-triton check sanitize bench gpu-check clean
 
 demo: $(READY)  ## plan the bundled model on a machine too small for it, then run it there
 	.venv/bin/outsize demo
@@ -28,6 +28,10 @@ test-versions: $(VERSIONS)  ## what depends on transformers' internals, with the
 	for version in oldest newest; do \
 		.venv-$$version/bin/python -m pytest --numprocesses auto --dist loadgroup $(VERSION_TESTS) || exit; \
 	done
+
+# Apart, because whatever imports torch imports Triton too where it is, 70 MiB that a machine without GPU has no use for.
+test-triton: .venv-triton/.ready  ## the GPU kernels, in Triton's interpreter and compiler
+	.venv-triton/bin/python -m pytest --numprocesses auto tests/kernels/test_triton_kernels.py
 
 check: $(READY) sanitize  ## format, lint, types, floors, and the kernels under sanitizers
 	.venv/bin/ruff format --check .
@@ -55,7 +59,7 @@ gpu-check:  ## the device checks, with the torch that is there: installs nothing
 	PYTHONPATH=src $${PYTHON:-python3} bench/gpu_check.py
 
 clean:  ## forget the environments
-	rm -rf .venv .venv-bench .venv-oldest .venv-newest
+	rm -rf .venv .venv-bench .venv-oldest .venv-newest .venv-triton
 
 $(READY): pyproject.toml constraints.txt $(KERNELS)
 	$(BASE_PYTHON) -m venv .venv
@@ -68,6 +72,13 @@ $(VERSIONS): .venv-%/.ready: Makefile $(READY)
 	echo 'import site; site.addsitedir("'$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')'")' \
 		> $$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth
 	.venv-$*/bin/python -m pip install --quiet --no-deps transformers==$(if $(filter oldest,$*),$(OLDEST),$(NEWEST))
+	touch $@
+
+.venv-triton/.ready: Makefile constraints.txt $(READY)
+	$(BASE_PYTHON) -m venv .venv-triton
+	echo 'import site; site.addsitedir("'$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')'")' \
+		> $$(.venv-triton/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth
+	.venv-triton/bin/python -m pip install --quiet --no-deps --constraint constraints.txt triton
 	touch $@
 
 # Without AMX: llama.cpp's kernels for it crash (ggml-org/llama.cpp#20824).
