@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from outsize.errors import UsageError
-from outsize.machine.compiled import are_kernels_compiled
+from outsize.machine.compiled import are_kernels_compiled, is_triton_installed
 from outsize.machine.describe import parse_machine
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
@@ -87,6 +87,7 @@ class LoadOptions:
             spec,
             warm="transformers" in sys.modules,
             bf12=are_kernels_compiled(os.environ),
+            triton=is_triton_installed() or any(not gpu.emulated for gpu in machine.gpus),
             context=self.context,
             batch=1 if self.batch is None else self.batch,
             prompt=self.prompt,

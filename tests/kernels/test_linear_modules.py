@@ -63,10 +63,10 @@ def test_the_short_way_gives_the_same_bits(
     x = torch.randn(shape).bfloat16()
     with torch.inference_mode():
         before = module(x)  # also describes packed weights
-        undo = linear_modules.replace_in(module)
+        replaced = linear_modules.replace_in(module)
         assert torch.equal(module(x), before)
     assert bool(called) == (short and bias is not torch.float32)
-    undo()
+    replaced.restore()
     assert "forward" not in module.__dict__
 
 
@@ -102,13 +102,13 @@ def test_what_does_not_match_is_said(called: list[int]) -> None:
 def test_plain_layers_and_other_kinds_stay_as_they_are(called: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     plain = nn.Linear(IN, OUT)
     model = nn.Sequential(plain, nn.Identity(), nn.Bilinear(2, 2, 2))
-    undo = linear_modules.replace_in(model)
+    replaced = linear_modules.replace_in(model)
     assert [("forward" in module.__dict__) for module in model] == [True, False, False]
     x = torch.randn(1, IN)
     with torch.inference_mode():
         assert torch.equal(plain(x), nn.functional.linear(x, plain.weight, plain.bias))
     assert not called
-    undo()
+    replaced.restore()
     monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
     linear_modules.replace_in(model)
     assert not any("forward" in module.__dict__ for module in model)

@@ -74,13 +74,13 @@ def test_a_models_norms_are_replaced_and_given_back(monkeypatch: pytest.MonkeyPa
     model = nn.Sequential(LlamaRMSNorm(48), nn.LayerNorm(48), Doubled(48), LlamaRMSNorm(48))
     x = torch.randn(2, 48)
     before = [module(x) for module in model]
-    undo = replace_in(model)
+    replaced = replace_in(model)
     calls: list[int] = []
     monkeypatch.setattr("outsize.kernels.rmsnorm.norm", lambda x, *_: calls.append(1) or x)
     with torch.inference_mode():
         assert [torch.equal(module(x), x) for module in model] == [True, False, False, True]
     assert len(calls) == 2
-    undo()
+    replaced.restore()
     assert all(torch.equal(module(x), old) for module, old in zip(model, before, strict=True))
     monkeypatch.setenv("OUTSIZE_KERNELS", "torch")
     replace_in(model)
@@ -89,9 +89,9 @@ def test_a_models_norms_are_replaced_and_given_back(monkeypatch: pytest.MonkeyPa
 
 def test_weights_of_another_type_are_the_modules_own_business() -> None:
     module = LlamaRMSNorm(48)
-    undo = replace_in(module)
+    replaced = replace_in(module)
     x = torch.randn(2, 48).bfloat16()
     with torch.inference_mode():
         assert torch.equal(module(x), LlamaRMSNorm.forward(module, x))
         assert module(x).dtype == torch.float32
-    undo()
+    replaced.restore()

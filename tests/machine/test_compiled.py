@@ -1,7 +1,8 @@
-"""Whether the kernels are there, by their file."""
+"""Whether the kernels and Triton are there, by their files."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,12 @@ def test_they_are_looked_for_where_they_are_built() -> None:
 
     assert compiled.KERNELS == build.HERE
     assert build.file_name().startswith("_kernels")
+
+
+def test_triton_counts_as_there_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [])
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert not compiled.is_triton_installed()
+    (tmp_path / "triton.py").write_text("raise ImportError")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert compiled.is_triton_installed()

@@ -73,6 +73,14 @@ def test_a_runtime_type_of_its_own_counts_in_memory_and_in_the_slot():
     assert footprint.slot_bytes(wide, "native") == 20_000 + 2 * 4096 + 40_000
 
 
+def test_a_strided_view_is_read_from_its_first_element_to_its_last_and_laid_out():
+    view = replace(weight("w", 100, 100), span=30_000)
+    module = of(view)
+    assert footprint.rest_bytes(module, "native") == 30_000
+    assert footprint.converted_bytes(module, "native") == footprint.resident_bytes(module, "native") == 20_000
+    assert footprint.span_of(view, "int8") == 0  # a converted copy has none
+
+
 def test_slots_have_room_for_the_ends_of_pages():
     module = block("b", 128, 128)  # seven tensors, six of them packed into two
     assert footprint.slack_bytes(module, "native") == 7 * 2 * 4096
@@ -95,6 +103,7 @@ def test_the_process_has_staging_buffers_for_real_gpus_only():
     spec = decoder(vocab=1000)
     own = footprint.PROCESS_BYTES + 1000 * footprint.TOKENIZER_BYTES + 50
     assert footprint.ram_overhead_bytes(spec, 100) == own
+    assert footprint.ram_overhead_bytes(spec, 100, triton=True) == own + footprint.TRITON_BYTES
     assert footprint.staging_bytes(gpu(0, GIB, emulated=True)) == 0
     assert footprint.staging_bytes(gpu(0, GIB)) == footprint.STAGING_BYTES
     assert footprint.gpu_overhead_bytes(gpu(0, GIB)) == footprint.CUDA_CONTEXT_BYTES

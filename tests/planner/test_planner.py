@@ -7,8 +7,9 @@ import pytest
 from planner.shapes import GIB, MIB, bloom, decoder, encoder_decoder, gpu, machine, opt_30b
 
 from outsize.errors import UsageError
+from outsize.models.formats import Packing
 from outsize.planner.plan import Request
-from outsize.planner.planner import choose, make_request, plan_all, plan_one
+from outsize.planner.planner import as_stored, choose, make_request, plan_all, plan_one
 
 TWO_GPUS = machine(64 * GIB, gpu(0, 24 * GIB), gpu(1, 24 * GIB), ram_rate=90e9)
 
@@ -232,3 +233,15 @@ def test_reasons_tell_rooms_from_rates():
     assert any("not even small ones" in group.reason for group in alone.groups)
     rows = plan_one(decoder(6, 512, 90000), machine(8 * GIB), Request(context=64))
     assert "room to keep it" in rows.groups[0].reason
+
+
+def test_what_a_format_means_for_a_checkpoint_that_has_one():
+    native, packed = decoder(), decoder()
+    packing = Packing(4, 128, words=True, scale="bfloat16", zero_points=False)
+    block = packed.modules[1]
+    tensors = tuple(replace(tensor, packing=packing) if tensor.matmul else tensor for tensor in block.tensors)
+    packed = replace(packed, modules=(packed.modules[0], replace(block, tensors=tensors), *packed.modules[2:]))
+    assert [as_stored(native, weights) for weights in ("native", "int8", "int4")] == ["native", "int8", "int4"]
+    assert [as_stored(packed, weights) for weights in ("native", "int4")] == ["native", "native"]
+    with pytest.raises(UsageError, match="quantised already"):
+        as_stored(packed, "int8")

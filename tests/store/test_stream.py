@@ -161,7 +161,7 @@ def test_what_is_asked_for_is_read_before_what_is_only_expected(opened: Opened) 
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(holds(stream.acquire(4), 4)))
     thread.start()
-    until(lambda: stream._position == 4)
+    until(lambda: stream._order.last == 4)
     files.gate.set()
     thread.join(PATIENCE)
     assert results == [True]
@@ -249,7 +249,7 @@ def test_an_error_while_somebody_waits(opened: Opened) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    until(lambda: stream._last == 0)
+    until(lambda: stream._order.last == 0)
     files.gate.set()
     thread.join(PATIENCE)
     assert [str(error) for error in results] == ["0 cannot be read"]
@@ -271,7 +271,7 @@ def test_close_wakes_whoever_waits_and_waits_for_reads_under_way() -> None:
 
     waiting = threading.Thread(target=work)
     waiting.start()
-    until(lambda: stream._last == 0)
+    until(lambda: stream._order.last == 0)
     closing = threading.Thread(target=stream.close)
     closing.start()
     waiting.join(PATIENCE)
@@ -311,7 +311,7 @@ def test_an_interrupt_while_waiting_leaves_the_stream_whole(opened: Opened) -> N
     stream = opened(["stream"] * 3, files)
 
     def interrupt() -> None:
-        until(lambda: stream._last == 0)
+        until(lambda: stream._order.last == 0)
         time.sleep(0.02)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -344,7 +344,7 @@ def test_a_dropped_read_that_is_wanted_again(opened: Opened) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    until(lambda: stream._last == 5)
+    until(lambda: stream._order.last == 5)
     files.gate.set()
     thread.join(PATIENCE)
     assert results == [True, True]

@@ -49,7 +49,7 @@ class Engine:
         self._files = files
         self._underway = False  # a dataset
         self._began = time.monotonic()
-        self._give_back = [linear_modules.replace_in(sweep.model), rmsnorm.replace_in(sweep.model)]
+        self._replaced = [linear_modules.replace_in(sweep.model), rmsnorm.replace_in(sweep.model)]
         self._hooks = [
             sweep.model.register_forward_pre_hook(hook, with_kwargs=True)
             for hook in (self._check_room, self._give_room)
@@ -143,8 +143,8 @@ class Engine:
         """Ends the threads and frees the memory. The model cannot be used afterwards. A second close does nothing."""
         for hook in self._hooks:
             hook.remove()
-        for give_back in self._give_back:
-            give_back()
+        for forwards in self._replaced:
+            forwards.restore()
         self._sweep.close()
         self._files.close()
 

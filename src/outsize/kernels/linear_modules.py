@@ -1,12 +1,11 @@
 """``nn.Linear`` straight to the kernels for a few rows: a dozen calls of Python less in each of a token's products.
 
-Behind a hundred megabytes of weights no cache holds the interpreter any more, and each of its calls costs several times
+After a hundred megabytes of weights no cache holds the interpreter any more, and each of its calls costs several times
 what it costs in a loop (``docs/log.md``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,32 +16,23 @@ from outsize.errors import OutsizeError
 from outsize.kernels.bf12 import Bf12Weight
 from outsize.kernels.cpu.library import Kernels, kernels
 from outsize.kernels.cpu.linear import MOST_ROWS, TYPES
+from outsize.kernels.replaced_forwards import ReplacedForwards
 from outsize.kernels.weights import PackedWeight
 
 Tensor = torch.Tensor
 
 
-def replace_in(model: nn.Module) -> Callable[[], None]:
-    """Lets a model's linear layers call the kernels that are in use now; what is returned undoes it.
+def replace_in(model: nn.Module) -> ReplacedForwards:
+    """Lets a model's linear layers call the kernels that are in use now; what is returned restores it.
 
     It makes a difference for weights that rest packed or in 12 bits, on the CPU, and up to 16 rows. All else goes the
     way that it went, and the numbers are the same to the bit.
     """
-    build = kernels()
-    replaced: list[nn.Linear] = []
-    if build is None:
-        return lambda: None
+    build, replaced = kernels(), ReplacedForwards()
     for module in model.modules():
-        if type(module) is nn.Linear and "forward" not in module.__dict__:
-            module.__dict__["forward"] = partial(_forward, module, build)
-            replaced.append(module)
-
-    def undo() -> None:
-        for module in replaced:
-            module.__dict__.pop("forward", None)
-        replaced.clear()
-
-    return undo
+        if build is not None and type(module) is nn.Linear:
+            replaced.replace(module, partial(_forward, module, build))
+    return replaced
 
 
 def _forward(module: nn.Linear, build: Kernels, input: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from outsize.kernels.cpu.library import kernels
 from outsize.kernels.cpu.linear import TYPES
+from outsize.kernels.replaced_forwards import ReplacedForwards
 
 Tensor = torch.Tensor
 
@@ -97,9 +98,9 @@ def _same(own: Any, ours: Tensor) -> bool:
     return isinstance(own, Tensor) and own.dtype == ours.dtype and own.shape == ours.shape and torch.equal(own, ours)
 
 
-def replace_in(model: nn.Module) -> Callable[[], None]:
-    """Lets the kernel compute all such normalisations of a model; what is returned undoes it."""
-    replaced: list[nn.Module] = []
+def replace_in(model: nn.Module) -> ReplacedForwards:
+    """Lets the kernel compute all such normalisations of a model; what is returned restores it."""
+    replaced = ReplacedForwards()
     known: dict[Any, tuple[float, int] | None] = {}
     for module in model.modules() if kernels() is not None else ():
         shape = tuple(getattr(module._parameters.get("weight"), "shape", ()))
@@ -107,16 +108,9 @@ def replace_in(model: nn.Module) -> Callable[[], None]:
         if key not in known:
             known[key] = kind_of(module)
         found = known[key]
-        if found is not None and "forward" not in module.__dict__:
-            module.__dict__["forward"] = partial(_forward, module, *found)
-            replaced.append(module)
-
-    def undo() -> None:
-        for module in replaced:
-            module.__dict__.pop("forward", None)
-        replaced.clear()
-
-    return undo
+        if found is not None:
+            replaced.replace(module, partial(_forward, module, *found))
+    return replaced
 
 
 def _forward(module: nn.Module, eps: float, kind: int, x: Tensor) -> Tensor:

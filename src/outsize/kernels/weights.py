@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -58,9 +59,9 @@ class StoredWeight(torch.Tensor):
     form: str
     keeps: ClassVar[frozenset[str]] = ASKS
 
+    @abstractmethod
     def whole(self) -> Tensor:
         """The weight as a plain tensor [out, in]."""
-        raise NotImplementedError
 
     def untyped_storage(self) -> NoReturn:
         """Raises OutsizeError: none of its bytes are those of a plain tensor (``save_pretrained`` asks this)."""

@@ -1,8 +1,9 @@
-"""Whether this installation has the compiled kernels: rates that nobody measured depend on it."""
+"""What this installation has besides Python code: rates and sizes that nobody measured depend on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 KERNELS = Path(__file__).parents[1] / "kernels" / "cpu"
@@ -13,3 +14,8 @@ def are_kernels_compiled(environ: Mapping[str, str]) -> bool:
     if environ.get("OUTSIZE_KERNELS") == "torch":
         return False
     return bool(environ.get("OUTSIZE_KERNELS_LIBRARY")) or any(KERNELS.glob("_kernels*.so"))
+
+
+def is_triton_installed() -> bool:
+    """Whether torch and transformers will import Triton: they do so wherever it is, with and without a GPU."""
+    return find_spec("triton") is not None

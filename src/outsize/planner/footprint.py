@@ -26,6 +26,8 @@ UNPACKED_BYTES_PER_ELEMENT = 12
 # prompts of 512: a used heap has holes, in proportion to the workspace.
 PROCESS_BYTES = 420 * MIB
 HEAP_SHARE = 0.5
+# What Triton adds to that: 70 MiB were measured (3.9.0, imported by torch on a machine without a GPU; docs/log.md).
+TRITON_BYTES = 80 * MIB
 # A tokenizer in memory: text, merges and tables, some hundred bytes for each entry of the vocabulary. Assumed.
 TOKENIZER_BYTES = 512
 # A CUDA context with cuBLAS' workspace. Assumed: 400 to 550 MiB are usual for the drivers and libraries of 2026.
@@ -169,12 +171,14 @@ def unpacked_bytes(spec: ModelSpec, weights: Weights) -> int:
     return min(UNPACKED_BYTES, UNPACKED_BYTES_PER_ELEMENT * max(packed, default=0))
 
 
-def ram_overhead_bytes(spec: ModelSpec, workspace: int) -> int:
+def ram_overhead_bytes(spec: ModelSpec, workspace: int, *, triton: bool = False) -> int:
     """Bytes of the process that are none of the others: ``420 MiB + 512 x vocabulary + workspace / 2``.
 
-    Python, torch and transformers; the tokenizer; holes in the heap. Without the staging buffers of GPUs.
+    Python, torch and transformers; the tokenizer; holes in the heap; 80 MiB more with Triton. Without the staging
+    buffers of GPUs.
     """
-    return PROCESS_BYTES + TOKENIZER_BYTES * spec.vocab_size + int(HEAP_SHARE * workspace)
+    libraries = PROCESS_BYTES + (TRITON_BYTES if triton else 0)
+    return libraries + TOKENIZER_BYTES * spec.vocab_size + int(HEAP_SHARE * workspace)
 
 
 def staging_bytes(gpu: Device) -> int:

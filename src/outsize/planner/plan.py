@@ -21,7 +21,8 @@ class Request:
     the whole process, None for what the machine has free. ``weight_limits``: most bytes of weights at rest, per tier.
     ``gpu_budgets``: most bytes of each GPU, in order; () for what each has free. ``warm``: the process has imported
     torch and transformers already, so the first token need not wait for that. ``bf12``: bfloat16 weights may be held in
-    RAM in 12 bits, without loss, where that is faster; the compiled kernels can do it.
+    RAM in 12 bits, without loss, where that is faster; the compiled kernels can do it. ``triton``: torch imports
+    Triton.
     """
 
     context: int = 2048
@@ -32,6 +33,7 @@ class Request:
     weight_limits: tuple[tuple[str, int], ...] = ()
     warm: bool = False
     bf12: bool = False
+    triton: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ def make_request(
 ) -> Request:
     """A Request for this model: 2048 tokens of context or as many as it has positions, 512 of them prompt.
 
-    ``bounds`` are Request's ``ram_budget``, ``gpu_budgets``, ``weight_limits`` and ``warm``. Raises UsageError for
-    numbers below one and for a context longer than the model's positions.
+    ``bounds`` are Request's ``ram_budget``, ``gpu_budgets``, ``weight_limits``, ``warm``, ``bf12`` and ``triton``.
+    Raises UsageError for numbers below one and for a context longer than the model's positions.
     """
     most = spec.max_positions
     if context is None:

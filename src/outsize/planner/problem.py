@@ -58,7 +58,7 @@ def make_problem(
             known[alike] = unit, footprint.slack_bytes(module, weights)
         units.append(replace(known[alike][0], index=index))
         slack += known[alike][1]
-    overhead = footprint.ram_overhead_bytes(spec, workspace) + slack
+    overhead = footprint.ram_overhead_bytes(spec, workspace, triton=request.triton) + slack
     room = footprint.ram_capacity_bytes(machine, request) - overhead - workspace
     gpus = tuple(
         Tier(

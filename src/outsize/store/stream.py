@@ -3,10 +3,6 @@
 A few threads read in chunks of a few MB. Groups that stay in RAM as they are in the files are read into memory of their
 own, once; the others pass through a ring of equal buffers. A group that is encoded into something smaller before it
 stays passes through the room that the smaller form will take, as long as there is enough of it.
-
-Which group comes next is predicted: at first by the order of the list, later by what was seen to follow. One surprise
-changes nothing, two in a row do: an encoder-decoder model sweeps its decoder for every token and its encoder for every
-prompt, which is one surprise per prompt.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ from typing import Literal
 
 from outsize.errors import OutsizeError
 from outsize.planner.weight_group import WeightGroup
+from outsize.store.access_order import AccessOrder
 from outsize.store.buffer import Memory
 from outsize.store.layout import Extent, Layout
 from outsize.store.reader import Files
@@ -55,8 +52,6 @@ class _Entry:
     group: WeightGroup
     layout: Layout
     streamed: bool
-    successor: int
-    surprise: int | None = None  # what came last time, instead of the successor
     state: State = "absent"
     memory: Memory | None = None
     unread: deque[_Chunk] = field(default_factory=deque)
@@ -102,9 +97,8 @@ class Stream:
     ) -> None:
         self.stats = StreamStats()
         self._files = files
-        self._entries = [
-            _Entry(group, layout, group.streamed, (i + 1) % len(groups)) for i, (group, layout) in enumerate(groups)
-        ]
+        self._entries = [_Entry(group, layout, group.streamed) for group, layout in groups]
+        self._order = AccessOrder(len(groups), lambda index: self._entries[index].settled)
         passing = [entry for entry in self._entries if not entry.group.in_place]
         for entry in passing:
             if entry.layout.nbytes > slot_bytes or not slots:
@@ -116,10 +110,7 @@ class Stream:
         self._slots = slots
         self._free = [Memory(slot_bytes) for _ in range(slots)] if passing else []
         self._used: list[Memory] = []  # in spare room, and read into before: the system need not clear it again
-        self._position = 0  # the group that is held, or that is expected next
         self._ahead: list[_Entry] = []  # what is expected from here, in order
-        self._last: int | None = None
-        self._past_end = True
         self._error: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -130,8 +121,7 @@ class Stream:
     def start(self, after_last: int = 0) -> None:
         """Begins to read, in the order of the groups; ``after_last`` is the first guess at what follows the last."""
         with self._changed:
-            if self._entries:
-                self._entries[-1].successor = after_last
+            self._order.follow_last_with(after_last)
             self._fill()
         for thread in self._threads:
             thread.start()
@@ -146,8 +136,8 @@ class Stream:
         with self._changed:
             self._raise_if_over()
             if not entry.settled and entry.state != "held":
-                self._learn(index)
-                self._position = self._last = index
+                if not self._order.asked_for(index):
+                    self.stats.mispredicted += entry.state == "absent"
                 self._fill()
                 self._wait_for(entry)
                 entry.state = "held"
@@ -165,8 +155,7 @@ class Stream:
                 entry.state = "kept"
             else:
                 self._recycle(entry, "absent" if entry.streamed else "done")
-            if self._last is not None:  # not this one: another may have been asked for while it was held
-                self._position = self._expected_after(self._last)
+            self._order.released()
             self._fill()
 
     def stream_from_now(self, index: int) -> None:
@@ -177,7 +166,7 @@ class Stream:
     def read_past_end(self, yes: bool) -> None:
         """Whether another sweep is expected; if not, nothing is read ahead that comes before what is being used."""
         with self._changed:
-            self._past_end = yes
+            self._order.past_end = yes
 
     def close(self) -> None:
         """Stops the readers and lets go of all memory; acquires raise from now on."""
@@ -199,30 +188,7 @@ class Stream:
         stays = [e for e in self._entries if not e.streamed and e.state in ("ready", "held", "kept", "done")]
         return sum(entry.layout.nbytes for entry in stays)
 
-    # --- what comes next; all with the lock held ---
-
-    def _learn(self, index: int) -> None:
-        """Compares what is asked for with what was expected."""
-        if self._last is None:
-            return
-        before = self._entries[self._last]
-        if self._expected_after(self._last) == index:
-            before.surprise = None
-            return
-        self.stats.mispredicted += self._entries[index].state == "absent"
-        if before.surprise == index:
-            before.successor, before.surprise = index, None
-        else:
-            before.surprise = index
-
-    def _expected_after(self, index: int) -> int:
-        """The next group that will be asked for: those that are settled are not asked for again."""
-        following = self._entries[index].successor
-        for _ in self._entries:
-            if not self._entries[following].settled:
-                break
-            following = self._entries[following].successor
-        return following
+    # --- what to read; all with the lock held ---
 
     def _fill(self) -> None:
         """Gives the ring's buffers to what comes next, and takes them from what does not come soon."""
@@ -284,16 +250,11 @@ class Stream:
 
     def _look_ahead(self) -> list[_Entry]:
         """The groups in the order in which they are expected; those that stay and are not expected come last."""
-        seen: dict[int, None] = {}
-        index = self._position
-        over = not self._past_end and self._last is not None and index < self._last  # what comes would be a new sweep
-        while index not in seen and self._entries and not over:
-            seen[index] = None
-            following = self._entries[index].successor
-            over = not self._past_end and following <= index
-            index = following
-        rest = [e for i, e in enumerate(self._entries) if i not in seen and e.group.in_place]
-        return [self._entries[i] for i in seen] + rest
+        expected = self._order.ahead()
+        rest = set(range(len(self._entries))).difference(expected)
+        return [self._entries[i] for i in expected] + [
+            self._entries[i] for i in sorted(rest) if self._entries[i].group.in_place
+        ]
 
     def _begin(self, entry: _Entry, memory: Memory) -> None:
         entry.memory, entry.state = memory, "loading"

@@ -12,7 +12,7 @@ from cli.datasets import DEMO
 
 from outsize.errors import DamagedModel, UntrustedModel
 from outsize.models.files.parse_json import MOST_CONFIG_BYTES, parse_json_object
-from outsize.models.files.small_files import check_small_files, read_settings
+from outsize.models.files.small_files import check_small_file, check_small_files, read_settings
 from outsize.models.files.tokenizer_limits import check_tokenizer, check_vocabulary, tokenizer_errors
 
 NAMES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
@@ -117,3 +117,21 @@ def test_a_key_twice_among_very_many_is_found_in_no_time() -> None:
     pairs = ",".join(f'"{i}":0' for i in range(200_000))
     with pytest.raises(DamagedModel, match="'199999' twice"):
         parse_json_object(f'{{{pairs},"199999":0}}'.encode(), "x")
+
+
+def test_a_file_that_goes_while_it_is_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outsize.models.files.small_files.inside", lambda folder, name: folder / "gone")
+    with pytest.raises(DamagedModel, match=r"tokenizer\.json: cannot be read: No such file"):
+        check_small_file(folder, "tokenizer.json")
+
+
+def test_no_tokenizer_file_and_no_folder(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    check_tokenizer(folder)  # there are other kinds
+    with pytest.raises(DamagedModel, match="cannot be listed: No such file"):
+        check_small_files(folder / "gone")
+
+
+def test_errors_of_ours_pass_through_the_tokenizers() -> None:
+    with pytest.raises(UntrustedModel, match="as it was"), tokenizer_errors():
+        raise UntrustedModel("as it was")

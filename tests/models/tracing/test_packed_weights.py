@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from outsize.models.quantization import Quantisation
 from outsize.models.quantization import Scheme as Found
 from outsize.models.spec import StoredTensor
 from outsize.models.survey_cache import folder_spec
+from outsize.models.tracing.recording import Packed, copies, replay
 
 BYTES = Quantisation({"Linear": Found(8, None, words=False, zero_points=False)}, ())
 
@@ -28,7 +30,7 @@ def stored(name: str, dtype: str, *shape: int) -> StoredTensor:
     return StoredTensor(name, dtype, shape, "f", 0, 0)
 
 
-def rehearse(model: Any, state: dict[str, torch.Tensor], packed: str) -> tracing.Skeleton:
+def rehearse(model: Any, state: dict[str, torch.Tensor], packed: str, config: Any = None) -> tracing.Skeleton:
     """The model's own load with one weight of its checkpoint in integers."""
     tensors: list[StoredTensor | PackedTensor] = []
     for name, tensor in state.items():
@@ -40,7 +42,7 @@ def rehearse(model: Any, state: dict[str, torch.Tensor], packed: str) -> tracing
             tensors.append(PackedTensor(name, (rows, inputs), stored(name, "int8", rows, inputs), scale, None))
         else:
             tensors.append(one)
-    return tracing.rehearse(model.config, type(model), tensors, lambda a, b: True, None, BYTES)
+    return tracing.rehearse(config or model.config, type(model), tensors, lambda a, b: True, None, BYTES)
 
 
 def test_a_weight_and_what_it_is_made_from() -> None:
@@ -55,6 +57,29 @@ def test_a_weight_and_what_it_is_made_from() -> None:
     assert not spec.origins[name].copies
     assert spec.formats == {"int8"}
     assert spec.parameters == sum(weight.numel() for weight in model.parameters())
+
+
+def test_scales_that_are_stored_in_another_type_are_cast() -> None:
+    model = ARCHITECTURES["llama"].make_model()
+    config = copy.copy(model.config)
+    config.dtype = torch.bfloat16
+    name = "model.layers.1.mlp.up_proj.weight"
+    skeleton = rehearse(model, model.state_dict(), name, config)
+    (weight,) = (w for unit in skeleton.units for w in unit.weights if w.packing is not None)
+    assert isinstance(weight.expression, Packed)
+    assert weight.expression.dtype == torch.bfloat16
+    assert copies(weight.expression)
+    (tensor,) = (t for m in tracing.survey(skeleton, "x").modules for t in m.tensors if t.packing is not None)
+    assert (tensor.stored, tensor.runtime) == ("float32", "bfloat16")
+    assert tensor.runtime_bytes == 48 * 32 + 48 * 2
+
+    made = replay(
+        weight.expression,
+        lambda part: torch.ones(part.shape, dtype=getattr(torch, part.dtype)),
+        lambda values, scale, zero_point, packing, shape: values * scale,
+    )
+    assert made.dtype == torch.bfloat16
+    assert made.shape == (48, 32)
 
 
 def test_a_weight_that_is_no_linear_layers() -> None:

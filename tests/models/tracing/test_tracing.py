@@ -19,6 +19,7 @@ from outsize.models.files.folder import open_folder
 from outsize.models.resolve import SHIPPED, shipped_spec
 from outsize.models.spec import ModelSpec, StoredTensor
 from outsize.models.survey_cache import folder_spec
+from outsize.models.tracing.units import submodels
 
 # Configurations as published, less what changes no shape. Their parameters, tied ones once, and their blocks.
 SIX: Mapping[str, tuple[int, int, Mapping[str, Any]]] = {
@@ -211,6 +212,26 @@ def test_a_checkpoint_that_is_quantised_already(quantised: Any) -> None:
 def test_a_configuration_of_nonsense() -> None:
     with pytest.raises(DamagedModel, match="does not describe a llama model"):
         config(hidden_size="wide")
+
+
+def test_layers_without_end() -> None:
+    with pytest.raises(DamagedModel, match="num_hidden_layers is 1000000000; need at most"):
+        config(num_hidden_layers=10**9)
+    with pytest.raises(DamagedModel, match="n_layer is 1000000000"):
+        config(text_config={"n_layer": 10**9})
+
+
+def test_a_model_that_cannot_be_built(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, ARCHITECTURES["llama"].make_model())
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "hidden_act": "no such function"}))
+    with pytest.raises(DamagedModel, match=r"cannot build a LlamaForCausalLM .* compare config\.json"):
+        survey(folder)
+
+
+def test_stacks_are_models_inside_the_model() -> None:
+    model = ARCHITECTURES["t5"].make_model()
+    assert list(submodels(model)) == [model, model.encoder, model.decoder]
 
 
 def test_the_class_to_build() -> None:
