@@ -66,19 +66,20 @@ $(READY): pyproject.toml constraints.txt $(KERNELS)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The packages of .venv, with another transformers before them on the path.
-$(VERSIONS): .venv-%/.ready: Makefile $(READY)
-	$(BASE_PYTHON) -m venv .venv-$*
+# Environments with the packages of .venv, and another transformers, or Triton, before them on the path.
+BORROW = $(BASE_PYTHON) -m venv --without-pip $(@D) && \
 	echo 'import site; site.addsitedir("'$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')'")' \
-		> $$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth
-	.venv-$*/bin/python -m pip install --quiet --no-deps transformers==$(if $(filter oldest,$*),$(OLDEST),$(NEWEST))
+		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth
+INSTALL = .venv/bin/python -m pip --python $(@D)/bin/python install --quiet --no-deps
+
+$(VERSIONS): .venv-%/.ready: Makefile $(READY)
+	$(BORROW)
+	$(INSTALL) transformers==$(if $(filter oldest,$*),$(OLDEST),$(NEWEST))
 	touch $@
 
 .venv-triton/.ready: Makefile constraints.txt $(READY)
-	$(BASE_PYTHON) -m venv .venv-triton
-	echo 'import site; site.addsitedir("'$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')'")' \
-		> $$(.venv-triton/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth
-	.venv-triton/bin/python -m pip install --quiet --no-deps --constraint constraints.txt triton
+	$(BORROW)
+	$(INSTALL) --constraint constraints.txt triton
 	touch $@
 
 # Without AMX: llama.cpp's kernels for it crash (ggml-org/llama.cpp#20824).

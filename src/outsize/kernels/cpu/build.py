@@ -40,16 +40,17 @@ def file_name() -> str:
 
 
 def compile_library(to: Path, extra: Sequence[str] = ()) -> None:
-    """Compile the library to the file ``to``, a process per core.
+    """Compile the library to the file ``to``, a process per core. ``CC`` and ``CFLAGS`` of the environment count.
 
     Raises OSError where there is no compiler, subprocess.CalledProcessError where it fails.
     """
-    compiler = shlex.split(environ.get("CC", "cc"))
+    compiler = shlex.split(environ.get("CC") or "cc")
+    flags = [*FLAGS, "-fPIC", *shlex.split(environ.get("CFLAGS", "")), *extra]
     with TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         objects = [str(Path(folder) / source.with_suffix(".o").name) for source in sources()]
 
         def compile_one(source: Path, made: str) -> None:
-            subprocess.run([*compiler, *FLAGS, "-fPIC", *extra, "-c", str(source), "-o", made], check=True)
+            subprocess.run([*compiler, *flags, "-c", str(source), "-o", made], check=True)
 
         list(pool.map(compile_one, sources(), objects))
         linked = Path(folder) / to.name
