@@ -194,3 +194,26 @@ def test_a_dataset_without_a_tokenizer_is_not_guessed(capsys, tmp_path):
     data = write_lines(tmp_path / "d.jsonl", batch_lines(2))
     assert main.main(["plan", "t5-3b", *TITANS, "--dataset", str(data)]) == 2
     assert "--sequences N" in capsys.readouterr().err
+
+
+def test_what_if_the_machine_were_another(capsys):
+    changes = "ram=128GiB,gpu=+24GiB,disk@7GB/s"
+    text = answer(capsys, "facebook/opt-66b", *TITANS, "--what-if", changes)
+    assert f"on 2x-titan-rtx with {changes}: gpu0 24.0 GiB" in text
+    assert f"what if {changes}:" in text
+    now = json.loads(answer(capsys, "facebook/opt-66b", *TITANS, "--json"))["plans"]
+    then = json.loads(answer(capsys, "facebook/opt-66b", *TITANS, "--json", "--what-if", changes))
+    assert [plan["predicted"] for plan in then["what_if"]["before"]] == [plan["predicted"] for plan in now]
+    faster = [b["predicted"]["token_s"] / a["predicted"]["token_s"] for a, b in zip(now, then["plans"], strict=True)]
+    assert max(faster) <= 1
+    assert faster[0] < 0.5  # native spills less, and over a faster drive
+
+
+def test_what_would_help(capsys):
+    machine = ["--machine", "ram=16GiB,disk=2TiB@2GB/s"]
+    text = answer(capsys, "facebook/opt-30b", *machine, "--weights", "native", "--advise")
+    assert "what would help, for native:" in text
+    assert "--what-if disk@7GB/s" in text
+    shown = json.loads(answer(capsys, "facebook/opt-30b", *machine, "--weights", "native", "--advise", "--json"))
+    assert all({"change", "options", "weights", "predicted"} == set(one) for one in shown["advice"])
+    assert "nothing that is tried" in answer(capsys, "t5-3b", "--machine", "gpu=80GiB,ram=256GiB,disk=1TiB", "--advise", "--weights", "int4")

@@ -26,6 +26,8 @@ def test_flops_fall_back_to_what_is_known():
     known = replace(RAM, flops={"bfloat16": 3e11, "float32": 1e11})
     assert cost.flop_rate(known, "bfloat16") == 3e11
     assert cost.flop_rate(known, "int4") == 3e11
+    assert cost.flop_rate(known, "bf12") == pytest.approx(0.7 * 3e11)
+    assert cost.flop_rate(replace(known, flops={"bf12": 5e11}), "bf12") == 5e11
     assert cost.flop_rate(known, "float16") == 1e11
     assert cost.flop_rate(RAM, "float16") == 4e11
     assert cost.flop_rate(replace(gpu(0, GIB, rate=1e12), flops={}), "float16") == 6e13

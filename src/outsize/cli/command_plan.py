@@ -15,11 +15,13 @@ from outsize.cli import arguments, plot
 from outsize.cli.table import table as text_table
 from outsize.errors import DoesNotFit
 from outsize.machine.machine import Machine
+from outsize.machine.what_if import changed
 from outsize.models.resolve import resolve_spec
 from outsize.models.spec import ModelSpec
 from outsize.options import LoadOptions
+from outsize.planner.advice import Advice, advise
 from outsize.planner.plan import Plan
-from outsize.planner.plan_json import plans_to_json
+from outsize.planner.plan_json import advice_to_json, plan_to_json, plans_to_json
 from outsize.planner.planner import choose, plan_all
 from outsize.planner.weight_group import WeightGroup
 from outsize.progress import writes_unicode
@@ -45,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens of each of --sequences")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="that each sequence generates; none: scoring")
     parser.add_argument("--explain", action="store_true", help="say why every module rests where it does")
+    parser.add_argument(
+        "--what-if", metavar="CHANGES", help="plan for a changed machine too, e.g. ram=+64GiB,gpu=+24GiB,disk@7GB/s"
+    )
+    parser.add_argument("--advise", action="store_true", help="say what would make it faster, and by how much")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the picture as .svg or .png")
 
 
@@ -56,8 +62,13 @@ def run(args: argparse.Namespace) -> int:
     if args.dataset is not None or args.sequences is not None:
         return _run_dataset(args, options, spec, machine)
     request = options.request(spec, machine)
-    plans = plan_all(spec, machine, request, (args.weights,) if args.weights else None)
-    return _show(args, spec, machine, plans, choose(plans))
+    formats = (args.weights,) if args.weights else None
+    plans = plan_all(spec, machine, request, formats)
+    if args.what_if is None:
+        return _show(args, spec, machine, plans, choose(plans))
+    other = changed(machine, args.what_if)
+    new = plan_all(spec, other, options.request(spec, other), formats)
+    return _show(args, spec, other, new, choose(new), before=plans)
 
 
 def _run_dataset(args: argparse.Namespace, options: LoadOptions, spec: ModelSpec, machine: Machine) -> int:
@@ -75,20 +86,30 @@ def _show(
     plans: Sequence[Plan],
     best: int,
     dataset: Forecast | None = None,
+    before: Sequence[Plan] = (),
 ) -> int:
     request = plans[best].request
+    advice = advise(spec, machine, plans[best]) if args.advise else ()
     if args.plot is not None:
         title = f"{spec.id} on {machine.name}, context {request.context}, batch {request.batch}"
         plot.plot(plans, best, title, args.plot)
     if args.json:
         shown = plans_to_json(spec, machine, request, plans, best)
+        if before:
+            shown["what_if"] = {"changes": args.what_if, "before": [plan_to_json(plan) for plan in before]}
+        if args.advise:
+            shown["advice"] = [advice_to_json(one) for one in advice]
         print(json.dumps(shown if dataset is None else dataset.add_to(shown)))
     else:
         terminal = sys.stdout.isatty()
         unicode = writes_unicode(sys.stdout)
         print("\n".join(answer(spec, machine, plans, best, unicode=unicode, colour=terminal)))
+        if before:
+            print("\n".join(["", f"what if {args.what_if}:", *compared(before, plans)]))
         if dataset is not None:
             print("\n".join(["", *dataset.lines()]))
+        if args.advise:
+            print("\n".join(["", f"what would help, for {plans[best].weights}:", *advised(plans[best], advice)]))
         if args.explain:
             print("\n".join(["", f"why, for {plans[best].weights}:", *explain(spec, plans[best])]))
     return 0 if plans[best].fits else DoesNotFit.exit_code
@@ -166,6 +187,31 @@ def notes(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
         free = format_size(machine.disk.free_bytes)
         lines.append(f"the disk has {free} free: not enough to download {format_size(spec.weight_bytes)}")
     return ["", *lines] if lines else []
+
+
+def compared(before: Sequence[Plan], after: Sequence[Plan]) -> list[str]:
+    """Each format now and with the changes."""
+    rows: list[Sequence[str]] = [("", "weights", "s/token now", "then", "first token now", "then", "limited by")]
+    rows += [
+        ("", new.weights, *_both(old, new), new.predicted.bottleneck) for old, new in zip(before, after, strict=True)
+    ]
+    return text_table(rows)
+
+
+def advised(plan: Plan, advice: Sequence[Advice]) -> list[str]:
+    """Each change with the seconds that it leaves of a token, and the options that show it in full."""
+    if not advice:
+        return [f"  nothing that is tried makes it 5 % faster; limited by {plan.predicted.bottleneck}"]
+    rows: list[Sequence[str]] = [("", "change", "s/token", "then", "first token", "then", "see")]
+    rows += [("", one.change, *_both(plan, one.plan), one.options) for one in advice]
+    return text_table(rows)
+
+
+def _both(old: Plan, new: Plan) -> list[str]:
+    """A token's seconds and the first token's, before and after."""
+    tokens = [(plan.fits, seconds) for plan in (old, new) for seconds in [plan.predicted.token_s]]
+    firsts = [(plan.fits, seconds) for plan in (old, new) for seconds in [plan.predicted.first_token_s]]
+    return [f"{seconds:.3g} s" if fits else "-" for fits, seconds in tokens + firsts]
 
 
 def explain(spec: ModelSpec, plan: Plan) -> list[str]:

@@ -31,9 +31,11 @@ def decode_rate(device: Device, key: str) -> float:
 def flop_rate(device: Device, key: str) -> float:
     """Floating-point operations per second of a large matmul.
 
-    As measured for the key; packed weights are unpacked and multiplied as 16-bit floats; else the least of what is
-    known; else a multiple of the memory rate.
+    As measured for the key; packed weights are unpacked and multiplied as 16-bit floats, 12-bit ones at a share of
+    bfloat16's rate; else the least of what is known; else a multiple of the memory rate.
     """
+    if key == "bf12" and not device.flops.get(key):
+        return rates.BF12_FLOPS_SHARE * flop_rate(device, "bfloat16")
     names = (key, "bfloat16", "float16") if key in ("int8", "int4") else (key,)
     known = next((device.flops[name] for name in names if device.flops.get(name)), 0.0)
     if not known and device.flops:

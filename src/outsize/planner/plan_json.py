@@ -9,6 +9,7 @@ from typing import Any
 from outsize.machine.describe import machine_summary
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
+from outsize.planner.advice import Advice
 from outsize.planner.plan import Plan, Request
 from outsize.planner.weight_group import WeightGroup
 
@@ -52,6 +53,17 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "placement": [group_to_json(group) for group in plan.groups],
         "ring": {"slots": plan.ring_slots, "slot_bytes": plan.ring_slot_bytes},
         "devices": {tier: {**asdict(usage), "total_bytes": usage.total_bytes} for tier, usage in plan.usage.items()},
+        "predicted": asdict(plan.predicted),
+    }
+
+
+def advice_to_json(advice: Advice) -> dict[str, Any]:
+    """One change, and what comes of it."""
+    plan = advice.plan
+    return {
+        "change": advice.change,
+        "options": advice.options,
+        "weights": plan.weights,
         "predicted": asdict(plan.predicted),
     }
 

@@ -126,7 +126,7 @@ def _measure_processor(found: Findings, say: Say) -> None:
     bench = Bench(found.buffer_bytes)
     with found.attempt("memory"):
         found.profile = replace(found.profile, memory_bytes_per_s=bench.memory_rate())
-    for key in ("float32", "bfloat16", "float16", "int8", "int4"):
+    for key in bench.keys:
         say(f"matmuls in {key}")
         with found.attempt(f"matmuls in {key}"):
             one_row, many_rows = bench.decode_rate(key), bench.flop_rate(key)

@@ -13,6 +13,7 @@ from itertools import cycle
 import torch
 from torch.nn import functional
 
+from outsize.kernels.bf12 import Bf12Weight, encode
 from outsize.kernels.cpu.library import kernels
 from outsize.kernels.memory_rate import total
 from outsize.kernels.weights import NativeWeight, PackedWeight
@@ -50,6 +51,11 @@ class Bench:
         self._bytes = torch.frombuffer(Memory(self.nbytes).view, dtype=torch.uint8)
         self._bytes.zero_()
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What weights may be in here: 12 bits need the compiled kernels."""
+        return ("float32", "bfloat16", "float16", "int8", "int4", *(("bf12",) if kernels() is not None else ()))
+
     def memory_rate(self) -> float:
         """Bytes per second read from memory: the sum of the whole buffer as integers, which little else limits."""
         with torch.inference_mode():
@@ -58,7 +64,7 @@ class Bench:
     def decode_rate(self, key: str) -> float:
         """Bytes of weights per second through ``F.linear`` with one row, over as many matrices as the buffer holds.
 
-        ``key``: a data type, int8 or int4.
+        ``key``: a data type, int8, int4 or bf12, of which the 12-bit form's bytes count.
         """
         weights = self._weights(key)
         rows = {w.shape[1]: torch.rand(1, w.shape[1]).to(w.dtype) for w in weights}
@@ -91,6 +97,9 @@ class Bench:
         In plain torch packed weights are unpacked for every use; one of them is enough, and slow enough.
         """
         packing = PACKED.get(key)
+        if key == "bf12":
+            made = [encode(weight) for weight in self._matrices(torch.bfloat16, SHAPES)[: len(SHAPES)]]
+            return [weight for weight in made if weight is not None]
         if packing is None:
             plain = self._matrices(getattr(torch, key), SHAPES)
             return plain if kernels() is None else [weight.as_subclass(NativeWeight) for weight in plain]
@@ -126,4 +135,6 @@ def _packed(values: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 
 def _nbytes(weight: torch.Tensor) -> int:
+    if isinstance(weight, Bf12Weight):
+        return weight.stored.nbytes
     return weight.packing.nbytes(tuple(weight.shape)) if isinstance(weight, PackedWeight) else weight.nbytes
