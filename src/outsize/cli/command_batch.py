@@ -1,4 +1,4 @@
-"""``outsize batch``: text for a whole dataset of prompts, a token of all of them in one sweep."""
+"""``outsize batch``: text for a whole dataset of prompts or conversations, a token of all of them in one sweep."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from outsize.cli import arguments, dataset
-from outsize.engine.request import GenerateRequest, GenerateResult
+from outsize.engine.request import GenerateRequest, GenerateResult, is_text
 from outsize.engine.text import Settings
+from outsize.errors import UsageError
 from outsize.evals.dataset_run import Job
-from outsize.evals.records import Record, is_text, key_of
+from outsize.evals.records import Record, key_of
 from outsize.evals.requests import Encoder
 
 
@@ -33,12 +34,16 @@ def run(args: argparse.Namespace) -> int:
     stop = tuple(text.replace("\\n", "\n") for text in args.stop if text)
 
     def request(line: Record, encoder: Encoder) -> GenerateRequest | str:
-        prompt = line.fields["prompt"]
+        prompt = line.fields.get("prompt", "")
         if not is_text(prompt):
             return "the prompt is no text"
+        try:
+            tokens = encoder.chat(line.fields["messages"]) if "messages" in line.fields else encoder.prompt(prompt)
+        except UsageError as error:  # of this line's messages
+            return str(error)
         return GenerateRequest(
             line.key,
-            encoder.prompt(prompt),
+            tokens,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature or 0.0,
             top_p=settings.top_p,
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         )
 
     return dataset.run_dataset(
-        args, Job("batch", {**asdict(settings), "stop": list(stop)}, key_of, request, row), ("prompt",)
+        args, Job("batch", {**asdict(settings), "stop": list(stop)}, key_of, request, row), (), ("prompt", "messages")
     )
 
 

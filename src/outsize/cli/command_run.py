@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 from outsize import progress
 from outsize.api import prepare
 from outsize.cli import arguments
+from outsize.engine.chat_template import Message, as_messages, chat_tokens
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.text import Generation, Settings, fitting, generate, most_tokens
-from outsize.errors import OutsizeError, UsageError
+from outsize.errors import OutsizeError, UsageError, said
 from outsize.evals.token_counter import TokenCounter
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
@@ -30,6 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt (default: standard input)")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="take the prompt from a file")
+    parser.add_argument(
+        "--chat", action="store_true", help="ask by the model's chat template, as an instruct model wants"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="instructions before the prompt; with --chat")
+    parser.add_argument(
+        "--json-messages",
+        type=Path,
+        metavar="FILE",
+        help='a conversation to answer: [{"role": ..., "content": ...}, ...]',
+    )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help=NEW_TOKENS_HELP)
     arguments.add_sampling(parser)
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search (default: 1, none)")
@@ -41,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     asked = args.max_new_tokens is not None
     new_tokens = args.max_new_tokens if asked else NEW_TOKENS
     settings = Settings(new_tokens, args.temperature, args.top_p, args.top_k, args.beams, args.seed)
-    prompt = read_prompt(args.prompt, args.prompt_file)
-    opening, counted = _prepare(args, prompt, settings)
+    asked_for = Messages(read_messages(args)) if args.chat or args.json_messages or args.system else None
+    prompt = "" if asked_for else read_prompt(args.prompt, args.prompt_file)
+    opening, counted = _prepare(args, asked_for or prompt, settings)
     if counted is not None:
         settings = fitting(settings, counted, opening.spec, asked=asked)
     check_fits(opening.spec, opening.plan)
@@ -52,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         progress.note(progress.layers(spec, plan, unicode=progress.writes_unicode(sys.stderr)))
     on_text = (lambda text: None) if args.json else _to_stdout
     with progress.bars(quiet=args.json) as bar, opened(opening, bar("loading")) as (model, tokenizer, began):
-        result = generate(model, tokenizer, prompt, settings, began, on_text)
+        what = prompt if asked_for is None else asked_for.tokens
+        result = generate(model, tokenizer, what, settings, began, on_text)
     if args.json:
         predicted = {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s}
         print(json.dumps({"schema": 1, "weights": plan.weights, **asdict(result), "predicted": predicted}))
@@ -96,12 +109,49 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
     return text
 
 
-def _prepare(args: argparse.Namespace, prompt: str, settings: Settings) -> tuple[Opening, int | None]:
+class Messages:
+    """A conversation to be answered; ``tokens``: what its model's template makes of it, once that is known."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+        self.tokens: tuple[int, ...] = ()
+
+    def count(self, folder: Path) -> int:
+        """Its tokens. Only transformers runs templates, so it is imported before anything is read."""
+        from outsize.models.tracing.pretrained import load_tokenizer
+
+        self.tokens = chat_tokens(load_tokenizer(folder), self._messages)
+        return len(self.tokens)
+
+
+def read_messages(args: argparse.Namespace) -> list[Message]:
+    """The conversation that the options describe. Raises UsageError for none, or for two."""
+    system = [{"role": "system", "content": args.system}] if args.system else []
+    if args.json_messages is None:
+        if not args.chat:
+            raise UsageError("--system is for instruct models", remedy="--chat")
+        return as_messages([*system, {"role": "user", "content": read_prompt(args.prompt, args.prompt_file)}])
+    if args.prompt is not None or args.prompt_file is not None:
+        raise UsageError("there are two prompts", remedy="PROMPT or --json-messages, not both")
+    try:
+        data = json.loads(read_prompt(None, args.json_messages))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{args.json_messages} is not JSON: {said(error)}") from error
+    messages = as_messages(data.get("messages") if isinstance(data, dict) else data)
+    if system and messages[0]["role"] == "system":
+        raise UsageError("there are two system messages", remedy="--system or that of --json-messages, not both")
+    return [*system, *messages]
+
+
+def _prepare(args: argparse.Namespace, prompt: str | Messages, settings: Settings) -> tuple[Opening, int | None]:
     """What was decided, and the prompt's tokens where they were counted and not only bounded."""
     options = replace(arguments.options(args), batch=max(args.batch, settings.beams))
     counted: list[int] = []
 
     def tokens(folder: Path) -> int:
+        if isinstance(prompt, Messages):
+            counted.append(prompt.count(folder))
+            return counted[0]
         counter = TokenCounter(folder)
         if counter.exact:
             counted.append(counter.count(prompt))

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from outsize.cli import arguments, dataset
-from outsize.engine.request import ScoreRequest, ScoreResult
+from outsize.engine.request import ScoreRequest, ScoreResult, is_text
 from outsize.evals.dataset_run import Job
-from outsize.evals.records import Record, is_text, key_of
+from outsize.evals.records import Record, key_of
 from outsize.evals.requests import Encoder
 
 

@@ -44,8 +44,11 @@ def results_file(args: argparse.Namespace) -> Path | None:
     return None
 
 
-def run_dataset(args: argparse.Namespace, job: Job, wanted: Sequence[str]) -> int:
-    """Reads DATA, whose lines must have the ``wanted`` fields, computes what has no row yet, and says what it took."""
+def run_dataset(args: argparse.Namespace, job: Job, wanted: Sequence[str], either: Sequence[str] = ()) -> int:
+    """Reads DATA, computes what has no row yet, and says what it took.
+
+    Its lines must have the ``wanted`` fields, and one of ``either``.
+    """
     out = results_file(args)
     if out is None and args.json:
         raise UsageError("--json prints one object, and so would the results", remedy="--out FILE for the results")
@@ -54,10 +57,13 @@ def run_dataset(args: argparse.Namespace, job: Job, wanted: Sequence[str]) -> in
     columns = {}
     for part in args.fields.split(",") if args.fields else ():
         name, equals, column = part.strip().partition("=")
-        if not equals or name not in ("id", *wanted):
-            raise UsageError(f"--fields does not understand {part!r}", need=f"NAME=COLUMN, of {', '.join(wanted)}")
+        if not equals or name not in ("id", *wanted, *either):
+            need = f"NAME=COLUMN, of {', '.join((*wanted, *either))}"
+            raise UsageError(f"--fields does not understand {part!r}", need=need)
         columns[name] = column
-    records = read_records(args.data, wanted=wanted, columns=columns, config=args.config, split=args.split)
+    records = read_records(
+        args.data, wanted=wanted, either=either, columns=columns, config=args.config, split=args.split
+    )
     summary = complete(args, job, records, _to_stdout if out is None else lambda row: None)
     if args.json:
         print(json.dumps({"schema": SCHEMA, **asdict(summary)}))

@@ -97,6 +97,9 @@ def _texts(record: Record) -> list[tuple[str, str]]:
     fields = record.fields
     if isinstance(fields.get("prompt"), str):
         return [(fields["prompt"], "")]
+    if isinstance(fields.get("messages"), list):  # about: what the template adds is some tokens for each
+        contents = [m.get("content") for m in fields["messages"] if isinstance(m, dict)]
+        return [("\n".join(text for text in contents if isinstance(text, str)), "")]
     if isinstance(fields.get("context"), str) and isinstance(fields.get("choices"), list):
         return [(fields["context"], choice) for choice in fields["choices"] if isinstance(choice, str)]
     return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Finish = Literal["eos", "stop", "length", ""]
 
@@ -76,3 +76,14 @@ class DatasetProgress:
     sweeps: int
     tokens: int
     disk_bytes: int
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a text that a tokenizer takes: JSON can hold halves of characters, which are none."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

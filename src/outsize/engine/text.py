@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,9 +130,17 @@ def fitting(settings: Settings, prompt_tokens: int, spec: ModelSpec, *, asked: b
 
 
 def generate(
-    model: Any, tokenizer: Any, prompt: str, settings: Settings, began: float, on_text: Callable[[str], None]
+    model: Any,
+    tokenizer: Any,
+    prompt: str | Sequence[int],
+    settings: Settings,
+    began: float,
+    on_text: Callable[[str], None],
 ) -> Generation:
-    """Generates from one prompt; ``on_text`` gets the text piece by piece. ``began``: monotonic time of the load."""
+    """Generates from one prompt; ``on_text`` gets the text piece by piece. ``began``: monotonic time of the load.
+
+    ``prompt``: text, or its tokens, to which nothing is added.
+    """
     import torch
 
     from outsize.engine.finite import Finite, NotFinite, first_bad_layer
@@ -144,13 +152,8 @@ def generate(
         )
     if settings.seed is not None:
         torch.manual_seed(settings.seed)
-    with tokenizer_errors():
-        inputs = tokenizer(prompt, return_tensors="pt")
-    if not inputs["input_ids"].numel():
-        raise UsageError("the prompt is empty")
-    check_vocabulary(int(inputs["input_ids"].max()), model.get_input_embeddings())
+    inputs = _inputs(model, tokenizer, prompt)
     settings = fitting(settings, int(inputs["input_ids"].shape[1]), model.outsize.spec, asked=True)
-    inputs.pop("token_type_ids", None)  # some tokenizers make them, and no generating model takes them
     watch = Watch(tokenizer, lambda: model.outsize.stats.bytes_read, on_text)
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
     chosen: dict[str, Any] = {"do_sample": settings.temperature is not None, "num_beams": settings.beams}
@@ -160,7 +163,6 @@ def generate(
         chosen["streamer"] = watch
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         chosen["pad_token_id"] = tokenizer.eos_token_id
-    inputs = inputs.to(model.device)
     try:
         with torch.inference_mode():
             out = model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **chosen)
@@ -188,3 +190,17 @@ def generate(
         disk_bytes_per_token=(last[1] - first[1]) // further if further > 0 else 0,
         peak_ram_bytes=model.outsize.stats.peak_ram_bytes,
     )
+
+
+def _inputs(model: Any, tokenizer: Any, prompt: str | Sequence[int]) -> Any:
+    """The model's inputs, on its device."""
+    with tokenizer_errors():
+        if isinstance(prompt, str):
+            inputs = tokenizer(prompt, return_tensors="pt")
+        else:
+            inputs = tokenizer.pad({"input_ids": [list(prompt)]}, padding=False, return_tensors="pt")
+    if not inputs["input_ids"].numel():
+        raise UsageError("the prompt is empty")
+    check_vocabulary(int(inputs["input_ids"].max()), model.get_input_embeddings())
+    inputs.pop("token_type_ids", None)  # some tokenizers make them, and no generating model takes them
+    return inputs.to(model.device)

@@ -49,17 +49,6 @@ def key_of(row: Mapping[str, Any]) -> Key:
     return _line_key(row["line"]) if "line" in row else json.dumps(row["id"])
 
 
-def is_text(value: Any) -> bool:
-    """Whether it is a text that a tokenizer takes: JSON can hold halves of characters, which are none."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _line_key(line: int) -> Key:
     return f"line {line}"
 
@@ -68,15 +57,16 @@ def read_records(
     data: str,
     *,
     wanted: Sequence[str] | None = None,
+    either: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     config: str | None = None,
     split: str = "test",
 ) -> list[Record]:
     """All lines of a file, of standard input (``-``) or of a dataset of the hub or in a folder; empty ones are none.
 
-    ``wanted``: the fields that each must have, and then has alone; None leaves all lines as they are. ``columns``:
-    other names that they have there. ``config`` and ``split`` are a hub dataset's. Raises UsageError for data that
-    cannot be read.
+    ``wanted``: the fields that each must have, and then has alone, with one of ``either``; None leaves all lines as
+    they are. ``columns``: other names that they have there. ``config`` and ``split`` are a hub dataset's. Raises
+    UsageError for data that cannot be read.
     """
     path = Path(data).expanduser()
     if data == STANDARD_INPUT:
@@ -91,7 +81,7 @@ def read_records(
             raise UsageError(f"{data} cannot be read: {error.strerror}") from error
     else:
         found = list(_from_library(data, config, split))
-    return found if wanted is None else list(_checked(found, wanted, columns or {}))
+    return found if wanted is None else list(_checked(found, wanted, either, columns or {}))
 
 
 def digest(contents: Iterable[Any]) -> str:
@@ -122,19 +112,25 @@ def _record(number: int, raw: bytes) -> Record:
     return Record(number, identity, value, raw=text)
 
 
-def _checked(records: Iterable[Record], wanted: Sequence[str], columns: Mapping[str, str]) -> Iterator[Record]:
+def _checked(
+    records: Iterable[Record], wanted: Sequence[str], either: Sequence[str], columns: Mapping[str, str]
+) -> Iterator[Record]:
     """With the wanted fields only; ids that were there before and missing fields are errors."""
     lines: dict[Key, int] = {}
     for record in records:
         checked = record
         if not record.error:
-            named = {name: record.fields[c] for name in wanted if (c := columns.get(name, name)) in record.fields}
-            missing = [columns.get(name, name) for name in wanted if name not in named]
+            named = {
+                name: record.fields[c] for name in (*wanted, *either) if (c := columns.get(name, name)) in record.fields
+            }
+            missing = [repr(columns.get(name, name)) for name in wanted if name not in named]
+            if either and sum(name in named for name in either) != 1:
+                missing.append(" or ".join(repr(columns.get(name, name)) for name in either) + ", one of them")
             first = lines.setdefault(record.key, record.line)
             if first != record.line:
                 checked = replace(record, error=f"line {record.line}: the id {record.id!r} is that of line {first}")
             elif missing:
-                checked = replace(record, error=f"line {record.line}: lacks {' and '.join(map(repr, missing))}")
+                checked = replace(record, error=f"line {record.line}: lacks {' and '.join(missing)}")
             else:
                 checked = replace(record, fields=named, raw="")
         yield checked

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from outsize.engine.chat_template import as_messages, chat_tokens
 from outsize.engine.request import ScoreRequest
 from outsize.models.files.tokenizer_limits import tokenizer_errors
 
@@ -33,6 +34,10 @@ class Encoder:
         """Tokens of a prompt as the tokenizer makes them by itself, which is what ``outsize run`` gives the model."""
         with tokenizer_errors():
             return tuple(self.tokenizer.encode(text, verbose=False))
+
+    def chat(self, messages: Any) -> tuple[int, ...]:
+        """Tokens of a conversation, by the model's chat template. Raises UsageError for messages that are none."""
+        return chat_tokens(self.tokenizer, as_messages(messages))
 
     def bare(self, text: str) -> list[int]:
         with tokenizer_errors():

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from outsize.engine.request import is_text
 from outsize.errors import UsageError
 from outsize.evals.fewshot.task import Task
-from outsize.evals.records import Record, is_text, read_records
+from outsize.evals.records import Record, read_records
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from outsize.engine.request import is_text
 from outsize.errors import UsageError
 from outsize.evals.fewshot.metrics import CHOICE_METRICS, EXACT_MATCH, Matching
 from outsize.evals.fewshot.template import Template, parse_template
-from outsize.evals.records import is_text
 
 ONLY_CHOICES = {"balanced", "unconditional"}
 ONLY_FREE = {"stop", "max_new_tokens", "strip", "ignore_case", "ignore_punctuation"}
