@@ -216,4 +216,6 @@ def test_what_would_help(capsys):
     assert "--what-if disk@7GB/s" in text
     shown = json.loads(answer(capsys, "facebook/opt-30b", *machine, "--weights", "native", "--advise", "--json"))
     assert all({"change", "options", "weights", "predicted"} == set(one) for one in shown["advice"])
-    assert "nothing that is tried" in answer(capsys, "t5-3b", "--machine", "gpu=80GiB,ram=256GiB,disk=1TiB", "--advise", "--weights", "int4")
+    assert "nothing that is tried" in answer(
+        capsys, "t5-3b", "--machine", "gpu=80GiB,ram=256GiB,disk=1TiB", "--advise", "--weights", "int4"
+    )

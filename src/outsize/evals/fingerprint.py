@@ -37,7 +37,15 @@ def tokenizer_fingerprint(path: Path) -> str:
     """
     check_small_files(path)
     whole = hashlib.sha256()
-    names = ("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+    names = (
+        "tokenizer*",
+        "*.model",
+        "vocab*",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+    )
     for file in sorted({file for name in names for file in path.glob(name) if file.is_file()}):
         whole.update(file.name.encode())
         whole.update(file.read_bytes())
