@@ -1,3 +1,5 @@
+import os
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +7,10 @@ import pytest
 from machine.fake_host import GIB, V2_MOUNT, fake_host
 from machine.fake_nvml import FakeNvml, card
 
+import outsize
 from outsize.errors import UsageError
-from outsize.machine.detect import identity, this_machine, usable_cores
+from outsize.machine import detect
+from outsize.machine.detect import identity, software, this_machine, usable_cores
 from outsize.machine.linux import Host
 from outsize.machine.machine import Machine
 from outsize.machine.profile import Identity, Profile
@@ -56,7 +60,14 @@ def test_a_system_that_tells_nothing_has_nothing(tmp_path: Path) -> None:
     machine = look(host)
     assert (machine.ram.capacity_bytes, machine.ram.free_bytes, machine.ram.label) == (0, 0, "")
     assert machine.disk.label == "/ on unknown"
-    assert identity(host) == Identity("box", "unknown processor", 4)
+    assert identity(host) == Identity("box", "unknown processor", 4, software(os.environ))
+
+
+def test_what_computes_is_part_of_who_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "are_kernels_compiled", lambda environ: "OUTSIZE_KERNELS" not in environ)
+    plain = f"outsize {outsize.__version__}, torch {metadata.version('torch')}"
+    assert software({}) == f"{plain}, compiled kernels"
+    assert software({"OUTSIZE_KERNELS": "torch", "OMP_NUM_THREADS": "1"}) == f"{plain}, kernels in torch torch 1"
 
 
 def test_cores_are_not_threads_and_obey_the_quota(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from outsize.errors import UsageError
 from outsize.machine.describe import machine_from_json, machine_summary, machine_to_json
 from outsize.machine.detect import this_machine
+from outsize.machine.machine import Overheads
 
 RAM = {"kind": "ram", "capacity_bytes": "8GiB"}
 
@@ -17,6 +19,14 @@ def described(*devices: object, **more: object) -> dict[str, Any]:
 def test_there_and_back() -> None:
     machine = this_machine(environ={"OUTSIZE_EMULATE_GPUS": "64MiB,1GiB", "HOME": "/"})
     assert machine_from_json(json.loads(json.dumps(machine_to_json(machine))), "file") == machine
+
+
+def test_overheads_are_as_given_or_assumed() -> None:
+    machine = machine_from_json(described(RAM, overheads={"block_s": 1e-3}), "box")
+    assert machine.overheads == replace(Overheads(), block_s=1e-3)
+    for wrong in ({"lunch_s": 1}, {"block_s": "slow"}, 3):
+        with pytest.raises(UsageError, match="overheads"):
+            machine_from_json(described(RAM, overheads=wrong), "box")
 
 
 def test_what_is_missing_is_assumed() -> None:

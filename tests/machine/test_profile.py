@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from outsize.machine.machine import Device, Machine
+from outsize.machine.machine import Device, Machine, Overheads
 from outsize.machine.profile import (
+    SCHEMA,
     GpuFigures,
     Identity,
     KeptProfile,
@@ -18,7 +19,7 @@ from outsize.machine.profile import (
 )
 from outsize.machine.rates import ALL_RATES
 
-WHO = Identity("box", "A Processor", 4)
+WHO = Identity("box", "A Processor", 4, "outsize 1, torch 2, compiled kernels")
 PROFILE = Profile(
     WHO,
     memory_bytes_per_s=30e9,
@@ -27,6 +28,7 @@ PROFILE = Profile(
     disks={"/dev/nvme0n1": 2.5e9},
     gpus={"GPU-aa": GpuFigures("a card", 600e9, 11e9, {"float16": 500e9}, {"float16": 60e12})},
     date="2026-01-02T03:04:05+00:00",
+    overheads={"block_s": 1e-3, "kv_traffic": 2.5},
     versions={"outsize": "0"},
 )
 MACHINE = Machine(
@@ -86,9 +88,18 @@ def test_another_machine(tmp_path: Path, other: Identity) -> None:
     assert "another machine (box, 4 cores of A Processor)" in kept.reason
 
 
+def test_another_version_of_what_computes(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    save_profile(PROFILE, path)
+    kept = load_profile(path, replace(WHO, software="outsize 1, torch 3, compiled kernels"))
+    assert kept.profile is None
+    assert "are of outsize 1, torch 2, compiled kernels, and this is outsize 1, torch 3" in kept.reason
+    assert "outsize probe" in kept.reason
+
+
 def stored(**changes: Any) -> str:
     gpu = {"label": "", "bytes_per_s": 1, "link_bytes_per_s": 1, "matmul_bytes_per_s": {}, "flops": {}}
-    whole = {"schema": 1, "identity": {"host": "box", "cpu": "A", "cores": 1}, "gpus": {"GPU-aa": gpu}}
+    whole = {"schema": SCHEMA, "identity": {"host": "box", "cpu": "A", "cores": 1}, "gpus": {"GPU-aa": gpu}}
     return json.dumps(whole | changes)
 
 
@@ -109,6 +120,8 @@ def stored(**changes: Any) -> str:
         stored(disks={"/dev/vda": float("nan")}),
         stored(memory_bytes_per_s=None),
         stored(flops=None),
+        stored(overheads={"block_s": -1}),
+        stored(overheads={"lunch_s": 1}),
     ],
 )
 def test_damaged(tmp_path: Path, text: str) -> None:
@@ -121,12 +134,13 @@ def test_damaged(tmp_path: Path, text: str) -> None:
 
 def test_another_version(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    path.write_text(stored(schema=2))
+    path.write_text(stored(schema=SCHEMA - 1))
     assert "another version" in load_profile(path, WHO).reason
 
 
 def test_measured_rates_replace_assumed_ones() -> None:
     machine = apply_profile(MACHINE, PROFILE)
+    assert machine.overheads == replace(Overheads(), block_s=1e-3, kv_traffic=2.5)
     gpu, other, ram, disk = machine.devices
     assert (gpu.bytes_per_s, gpu.link_bytes_per_s, gpu.assumed) == (600e9, 11e9, set())
     assert gpu.flops == {"float16": 60e12}

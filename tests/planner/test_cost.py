@@ -6,7 +6,7 @@ import pytest
 from planner.shapes import GIB, block, decoder, encoder_decoder, gpu, machine
 
 from outsize.machine import rates
-from outsize.machine.machine import Device
+from outsize.machine.machine import Device, Overheads
 from outsize.planner import cost
 
 RAM = Device("ram", "ram", GIB, GIB, 100e9)
@@ -66,6 +66,37 @@ def test_a_block_is_bound_by_memory_for_one_token_and_by_multiplying_for_many():
     many = cost.compute_s(work, device, 1000, 0)
     assert many == pytest.approx(2 * work.parts[0][2] * 1000 / 1e12 + rates.BLOCK_OPERATIONS_S)
     assert cost.compute_s(work, device, 1, 10**9) == pytest.approx(one + 3e9 / 100e9)
+
+
+def test_few_and_many_rows_take_what_was_measured():
+    one, unpacked, rest = 1e6 / 50e9, 1e6 / 5e9, 2e6 / 1e12
+    device = replace(RAM, matmul_bytes_per_s={"int8": 50e9}, flops={"int8": 1e12})
+    assert cost.matmul_s(device, "int8", 10**6, 10**6, 64) == pytest.approx(64 * rest)
+    device = replace(device, few_rows_flops={"int8": 1e11}, unpack_per_s={"int8": 5e9})
+    assert cost.matmul_s(device, "int8", 10**6, 10**6, 1) == pytest.approx(one)
+    assert cost.matmul_s(device, "int8", 10**6, 10**6, 16) == pytest.approx(one + 15 * 10 * rest)
+    assert cost.matmul_s(device, "int8", 10**6, 10**6, 64) == pytest.approx(unpacked + 64 * rest)
+
+
+def test_small_operations_find_warm_caches_between_small_weights():
+    over = Overheads(block_s=2e-3, small_block_s=1e-3)
+    half = cost.Work((("bfloat16", cost.COLD_BYTES // 2, 0),), block=True)
+    assert cost.block_s(half, over) == pytest.approx(1.5e-3)
+    assert cost.block_s(replace(half, parts=(("int8", 10**9, 0),)), over) == pytest.approx(2e-3)
+    assert cost.block_s(replace(half, parts=()), over) == pytest.approx(1e-3)
+
+
+def test_activations_cross_the_memory_with_every_token_but_the_first():
+    work = cost.Work((), block=True, activation_bytes=10**6)
+    over = Overheads(block_s=0, small_block_s=0, activation_traffic=5)
+    assert cost.compute_s(work, RAM, 1, 0, over) == 0
+    assert cost.compute_s(work, RAM, 101, 0, over) == pytest.approx(5 * 1e8 / RAM.bytes_per_s)
+
+
+def test_a_sweep_that_computes_gets_its_share_of_the_drive():
+    disk = machine(GIB, disk_rate=2e9).disk
+    assert cost.read_s(10**9, disk) == pytest.approx(0.5)
+    assert cost.read_s(10**9, disk, Overheads(stream_share=0.8)) == pytest.approx(0.625)
 
 
 def test_on_a_gpu_small_operations_overlap():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from outsize import probe
 from outsize.errors import DoesNotFit
 from outsize.kernels.cpu.library import kernels
 from outsize.machine.detect import identity
-from outsize.machine.machine import Device, Machine
+from outsize.machine.machine import Device, Machine, Overheads
 from outsize.machine.profile import GpuFigures, Profile, apply_profile, save_profile
-from outsize.probe import disk, processor
+from outsize.probe import disk, overheads, processor
 
 MIB = 1 << 20
 
@@ -30,6 +31,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "STEP_SECONDS", 0.01)
     monkeypatch.setattr(probe, "BUFFER_BYTES", MIB)
     monkeypatch.setattr(probe, "LEAST_BUFFER_BYTES", MIB // 2)
+    tiny = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+    monkeypatch.setattr(overheads, "LARGE", {**overheads.LARGE, **tiny})
+    monkeypatch.setattr(overheads, "TOKENS", 8)
+    monkeypatch.setattr(overheads, "LONG", 64)
+    monkeypatch.setattr(overheads, "PROMPT", 32)
 
 
 @pytest.mark.usefixtures("small")
@@ -44,6 +50,12 @@ def test_everything_is_measured_and_nothing_stays_behind(tmp_path: Path) -> None
     compiled = {"bf12"} if kernels() is not None else set()
     measured = {"float32", "bfloat16", "float16", "int8", "int4"} | compiled
     assert set(profile.matmul_bytes_per_s) == set(profile.flops) == measured
+    assert set(profile.few_rows_flops) == set(profile.unpack_per_s) == measured
+    names = {field.name for field in fields(Overheads)} - (set() if compiled else {"encode_bytes_per_s"})
+    assert set(profile.overheads) == names
+    assert all(math.isfinite(value) and value >= 0 for value in profile.overheads.values())
+    assert 0 < profile.overheads["stream_share"] <= 1
+    assert profile.overheads["warm_start_s"] <= profile.overheads["cold_start_s"]
     assert list(tmp_path.iterdir()) == []
     assert steps[0].startswith("disk")
     known = apply_profile(found.machine, profile)
@@ -67,7 +79,7 @@ def test_what_fails_is_left_out_and_the_rest_is_measured(tmp_path: Path, monkeyp
         raise RuntimeError("no such kernel\nand a stack")
 
     monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)
-    monkeypatch.setattr(processor.Bench, "flop_rate", refuse)
+    monkeypatch.setattr(processor.Bench, "matmul", refuse)
     found = probe.measure(tmp_path)
     assert found.disk is None
     assert found.profile.disks == {}

@@ -181,7 +181,7 @@ def assumed(machine: Machine, plan: Plan) -> bool:
 def notes(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
     lines = []
     if assumed(machine, plan):
-        measure = "; `outsize probe` measures this machine" if machine.name == "local" else ""
+        measure = f": {machine.note}" if machine.note else ""
         lines.append(f"~ from rates that were assumed, not measured{measure}")
     if plan.weights == "native" and machine.disk.free_bytes < spec.weight_bytes <= machine.disk.capacity_bytes:
         free = format_size(machine.disk.free_bytes)

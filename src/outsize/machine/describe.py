@@ -20,7 +20,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from outsize.errors import UsageError
 from outsize.machine import rates as assumed_rates
 from outsize.machine.detect import identity, this_machine
 from outsize.machine.gpu_specs import gpu_sheet
-from outsize.machine.machine import Device, Kind, Machine
+from outsize.machine.machine import Device, Kind, Machine, Overheads
 from outsize.machine.profile import load_profile, profile_path
 from outsize.sizes import parse_rate, parse_size
 
@@ -37,7 +37,7 @@ GRAMMAR = "gpu=24GiB,gpu=24GiB,ram=64GiB,disk=2TiB@3GB/s"
 DESCRIBED_CORES = 8  # of a machine whose description does not say
 KEYS = frozenset(field.name for field in fields(Device))
 KINDS: tuple[Kind, ...] = ("gpu", "ram", "disk")
-MAPPINGS = ("matmul_bytes_per_s", "flops")
+MAPPINGS = ("matmul_bytes_per_s", "flops", "few_rows_flops", "unpack_per_s")
 
 
 def preset_names() -> tuple[str, ...]:
@@ -61,7 +61,7 @@ def parse_machine(
     text = text.strip()
     if text == "local":
         kept = load_profile(profile_path(environ), identity())
-        return this_machine(model_path, kept.profile, environ=environ)
+        return replace(this_machine(model_path, kept.profile, environ=environ), note=kept.reason)
     if text in preset_names():
         return _from_file(PRESETS / f"{text}.json", text)
     if "=" in text and not text.endswith(".json"):
@@ -108,7 +108,9 @@ def _inline(text: str) -> dict[str, Any]:
 
 def machine_to_json(machine: Machine) -> dict[str, Any]:
     """All of the machine, for a file. ``machine_from_json`` gives the same machine back."""
-    return {"name": machine.name, "cores": machine.cores, "devices": [_device_to_json(d) for d in machine.devices]}
+    devices = [_device_to_json(device) for device in machine.devices]
+    overheads = asdict(machine.overheads)
+    return {"name": machine.name, "cores": machine.cores, "devices": devices, "overheads": overheads}
 
 
 def machine_summary(machine: Machine) -> dict[str, Any]:
@@ -135,9 +137,9 @@ def machine_from_json(described: object, name: str) -> Machine:
     """
     if not isinstance(described, dict) or not isinstance(described.get("devices"), list):
         raise UsageError(f"{name} describes no machine", need='an object with a list of "devices"')
-    unknown = set(described) - {"name", "note", "cores", "devices"}
+    unknown = set(described) - {"name", "note", "cores", "devices", "overheads"}
     if unknown:
-        raise UsageError(f"{name}: unknown key {min(unknown)!r}", need="name, note, cores or devices")
+        raise UsageError(f"{name}: unknown key {min(unknown)!r}", need="name, note, cores, devices or overheads")
     cores = described.get("cores", DESCRIBED_CORES)
     if type(cores) is not int or cores < 1:
         raise UsageError(f"{name}: cores is {cores!r}", need="a whole number above zero")
@@ -148,7 +150,8 @@ def machine_from_json(described: object, name: str) -> Machine:
     if not disks:
         disks = [_device({"kind": "disk", "capacity_bytes": 0}, cores, name)]
     gpus = [_named(d, f"gpu{index}") for index, d in enumerate(d for d in devices if d.kind == "gpu")]
-    return Machine(str(described.get("name", name)), (*gpus, ram[0], disks[0]), cores)
+    overheads = _overheads(described.get("overheads", {}), name)
+    return Machine(str(described.get("name", name)), (*gpus, ram[0], disks[0]), cores, overheads)
 
 
 def _device_to_json(device: Device) -> dict[str, Any]:
@@ -189,6 +192,16 @@ def _device(entry: object, cores: int, machine: str) -> Device:
     )
 
 
+def _overheads(given: object, name: str) -> Overheads:
+    known = asdict(Overheads())
+    if not isinstance(given, dict) or set(given) - set(known):
+        raise UsageError(f"{name}.overheads is {given!r}", need="an object with some of " + ", ".join(known))
+    for key, value in given.items():
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UsageError(f"{name}.overheads.{key} is {value!r}", need="a number of zero or more")
+    return Overheads(**given)
+
+
 def _given_rates(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     rates: dict[str, Any] = {
         key: _rate(given[key], f"{where}.{key}") for key in ("bytes_per_s", "link_bytes_per_s") if key in given
@@ -215,7 +228,7 @@ def _assumed(kind: str, label: str, cores: int, rates: dict[str, Any]) -> dict[s
         filled = {"bytes_per_s": memory, "link_bytes_per_s": sheet.link_bytes_per_s}
         matmul, flops = assumed_rates.gpu_matmul(memory), dict(sheet.flops)
     mappings = {"matmul_bytes_per_s": matmul, "flops": flops}
-    return filled | rates | {key: mapping | rates.get(key, {}) for key, mapping in mappings.items()}
+    return filled | rates | {key: mappings.get(key, {}) | rates.get(key, {}) for key in MAPPINGS}
 
 
 def _assumed_names(assumed: object, kind: str, where: str) -> frozenset[str]:

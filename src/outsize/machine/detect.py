@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import outsize
 from outsize.errors import UsageError
 from outsize.machine import rates
 from outsize.machine.compiled import are_kernels_compiled
@@ -49,10 +51,18 @@ def this_machine(
     return machine
 
 
-def identity(host: Host | None = None) -> Identity:
-    """Who this machine is, for kept measurements."""
+def identity(host: Host | None = None, environ: Mapping[str, str] = os.environ) -> Identity:
+    """Who this machine is, and what computes on it, for kept measurements."""
     host = host or Host()
-    return Identity(host.name, _cpu_field(host, "model name") or "unknown processor", usable_cores(host))
+    cpu = _cpu_field(host, "model name") or "unknown processor"
+    return Identity(host.name, cpu, usable_cores(host), software(environ))
+
+
+def software(environ: Mapping[str, str]) -> str:
+    """What measured rates depend on besides the machine: "outsize 0.1.0, torch 2.13.0, compiled kernels"."""
+    kernels = "compiled kernels" if are_kernels_compiled(environ) else "kernels in torch"
+    said = [environ[name] for name in ("OUTSIZE_KERNELS", "OMP_NUM_THREADS") if environ.get(name)]
+    return f"outsize {outsize.__version__}, torch {metadata.version('torch')}, {' '.join([kernels, *said])}"
 
 
 def usable_cores(host: Host) -> int:
@@ -93,6 +103,8 @@ def _emulated(sizes: str, ram: Device) -> tuple[Device, ...]:
                 label="emulated",
                 matmul_bytes_per_s=ram.matmul_bytes_per_s,
                 flops=ram.flops,
+                few_rows_flops=ram.few_rows_flops,
+                unpack_per_s=ram.unpack_per_s,
                 link_bytes_per_s=ram.bytes_per_s,
                 emulated=True,
                 assumed=frozenset(assumed),

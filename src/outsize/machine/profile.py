@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from outsize.files import write_whole
-from outsize.machine.machine import Device, Machine
+from outsize.machine.machine import Device, Machine, Overheads
 from outsize.paths import outsize_cache
 
-SCHEMA = 1
+SCHEMA = 2
 PROBE = "run `outsize probe`"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What must be the same for measured rates to hold: the host, its processor, and the cores that may be used."""
+    """What must be the same for measured rates to hold: the host, its processor, the cores that may be used.
+
+    And ``software``: versions and kernels, "outsize 0.1.0, torch 2.13.0, compiled kernels".
+    """
 
     host: str
     cpu: str
     cores: int
+    software: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class GpuFigures:
     link_bytes_per_s: float = 0.0
     matmul_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     flops: Mapping[str, float] = field(default_factory=dict)
+    few_rows_flops: Mapping[str, float] = field(default_factory=dict)
+    unpack_per_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,9 @@ class Profile:
     gpus: Mapping[str, GpuFigures] = field(default_factory=dict)
     date: str = ""  # ISO 8601
     versions: Mapping[str, str] = field(default_factory=dict)  # of outsize, torch, the kernel
+    overheads: Mapping[str, float] = field(default_factory=dict)  # those of Overheads that were measured
+    few_rows_flops: Mapping[str, float] = field(default_factory=dict)
+    unpack_per_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,9 @@ def load_profile(path: Path, identity: Identity) -> KeptProfile:
         return KeptProfile(None, f"the kept measurements cannot be read: {error}; {PROBE}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return KeptProfile(None, f"the kept measurements in {path} are damaged; {PROBE}")
+    if profile.identity != identity and _words(profile.identity) == _words(identity):
+        have = profile.identity.software
+        return KeptProfile(None, f"the kept measurements are of {have}, and this is {identity.software}; {PROBE}")
     if profile.identity != identity:
         return KeptProfile(None, f"the kept measurements are of another machine ({_words(profile.identity)}); {PROBE}")
     return KeptProfile(profile)
@@ -96,12 +108,16 @@ def apply_profile(machine: Machine, profile: Profile | None) -> Machine:
     """The machine with measured rates where there are some. GPUs and the disk are found by their ``uuid``."""
     if profile is None:
         return machine
-    return replace(machine, devices=tuple(_measured(device, profile) for device in machine.devices))
+    devices = tuple(_measured(device, profile) for device in machine.devices)
+    return replace(machine, devices=devices, overheads=replace(machine.overheads, **profile.overheads))
 
 
 def _measured(device: Device, profile: Profile) -> Device:
     if device.kind == "ram":
-        figures = GpuFigures("", profile.memory_bytes_per_s, 0.0, profile.matmul_bytes_per_s, profile.flops)
+        figures = GpuFigures(
+            "", profile.memory_bytes_per_s, 0.0, profile.matmul_bytes_per_s, profile.flops,
+            profile.few_rows_flops, profile.unpack_per_s,
+        )  # fmt: skip
     elif device.kind == "disk":
         figures = GpuFigures(bytes_per_s=profile.disks.get(device.uuid, 0.0))
     else:
@@ -123,6 +139,8 @@ def _measured(device: Device, profile: Profile) -> Device:
         link_bytes_per_s=figures.link_bytes_per_s or device.link_bytes_per_s,
         matmul_bytes_per_s=merged["matmul_bytes_per_s"],
         flops=merged["flops"],
+        few_rows_flops={**device.few_rows_flops, **figures.few_rows_flops},
+        unpack_per_s={**device.unpack_per_s, **figures.unpack_per_s},
         assumed=frozenset(assumed),
     )
 
@@ -133,13 +151,14 @@ def _profile(stored: dict[str, Any]) -> Profile:
     gpus = {uuid: _figures(figures) for uuid, figures in stored.pop("gpus").items()}
     profile = Profile(identity=identity, gpus=gpus, **stored)
     _rates(profile.matmul_bytes_per_s, profile.flops, profile.disks, {"memory": profile.memory_bytes_per_s})
+    _rates(asdict(Overheads(**profile.overheads)), profile.few_rows_flops, profile.unpack_per_s)
     return profile
 
 
 def _figures(stored: dict[str, Any]) -> GpuFigures:
     figures = GpuFigures(**stored)
     both = {"memory": figures.bytes_per_s, "link": figures.link_bytes_per_s}
-    _rates(figures.matmul_bytes_per_s, figures.flops, both)
+    _rates(figures.matmul_bytes_per_s, figures.flops, figures.few_rows_flops, figures.unpack_per_s, both)
     return figures
 
 

@@ -87,6 +87,8 @@ HOP_S = 50e-6
 ROW_READ_S = 0.2e-3
 # Times that decode touches the cache: a growing cache is read and written anew, then read by attention.
 KV_TRAFFIC = 3
+# Times that a block's activations cross the memory: left out where nobody measured, as attention is.
+ACTIVATION_TRAFFIC = 0.0
 
 
 @dataclass(frozen=True, slots=True)

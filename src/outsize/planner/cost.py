@@ -8,11 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from outsize.machine import rates
-from outsize.machine.machine import Device
+from outsize.machine.machine import Device, Overheads
 from outsize.models.bf12_layout import bf12_bytes
 from outsize.models.spec import ModelSpec, ModuleSpec, TensorSpec
 from outsize.planner.footprint import has_bf12, packing_of, tensor_resident_bytes
 from outsize.planner.plan import Weights
+
+COLD_BYTES = 64 * 1024**2  # of a block's weights: with so many between them, small operations find no cache warm
+FEW_ROWS = 16  # that the compiled kernels multiply with one reading of the weights
+UNMEASURED = Overheads()
 
 
 def decode_rate(device: Device, key: str) -> float:
@@ -52,6 +56,7 @@ class Work:
 
     parts: tuple[tuple[str, int, int], ...]  # (key, bytes, elements in matmuls)
     block: bool
+    activation_bytes: int = 0  # most that a block holds of each token
 
     @property
     def bytes(self) -> int:
@@ -101,24 +106,51 @@ def module_work(spec: ModelSpec, module: ModuleSpec, weights: Weights, *, bf12: 
             key, size = "bf12", bf12_bytes(*tensor.shape)
         read, multiplied = parts.get(key, (0, 0))
         parts[key] = (read + size, multiplied + (tensor.elements if tensor.matmul or head else 0))
-    return Work(tuple((key, *pair) for key, pair in parts.items()), block=module.role == "block")
+    block = module.role == "block"
+    activations = int(spec.workspace.linear) if block else 0
+    return Work(tuple((key, *pair) for key, pair in parts.items()), block, activations)
 
 
-def compute_s(work: Work, device: Device, tokens: int, kv_read_bytes: int) -> float:
+def compute_s(work: Work, device: Device, tokens: int, kv_read_bytes: int, overheads: Overheads = UNMEASURED) -> float:
     """Seconds to compute a module for ``tokens`` tokens in all: a roofline per data type, and the cache.
 
-    ``sum over types of max(bytes / matmul rate, 2 * elements * tokens / FLOP rate) + 3 * cache bytes / memory rate``,
-    plus the small operations of a block on the CPU, or at least them on a GPU. Attention's own multiplications are left
+    ``sum over types of matmul_s + 3 * cache bytes / memory rate``, plus the small operations of a block on the CPU and
+    the traffic of its activations, or at least the small operations on a GPU. Attention's own multiplications are left
     out: at 512 tokens they are some 2 % of the rest.
     """
-    seconds = rates.KV_TRAFFIC * kv_read_bytes / device.bytes_per_s
+    gpu = device.kind == "gpu" and not device.emulated
+    seconds = overheads.kv_traffic * kv_read_bytes / device.bytes_per_s
     for key, read, elements in work.parts:
-        seconds += max(read / decode_rate(device, key), 2 * elements * tokens / flop_rate(device, key))
+        seconds += matmul_s(device, key, read, elements, tokens)
     if not work.block:
         return seconds
-    if device.kind == "gpu" and not device.emulated:
+    if gpu:
         return max(seconds, rates.BLOCK_OPERATIONS_S)
-    return seconds + rates.BLOCK_OPERATIONS_S
+    seconds += overheads.activation_traffic * work.activation_bytes * (tokens - 1) / device.bytes_per_s
+    return seconds + block_s(work, overheads)
+
+
+def matmul_s(device: Device, key: str, read: int, elements: int, tokens: int) -> float:
+    """Seconds of matmuls with weights of one type: ``max(bytes / matmul rate, 2 * elements * tokens / FLOP rate)``.
+
+    Where it was measured, a few tokens take ``bytes / matmul rate + 2 * elements * (tokens - 1) / few-row rate``, and
+    many at least ``elements / unpacking rate + 2 * elements * tokens / FLOP rate``: each matmul first lays its weights
+    out anew.
+    """
+    one, few = read / decode_rate(device, key), device.few_rows_flops.get(key, 0.0)
+    if few and tokens <= FEW_ROWS:
+        return one + 2 * elements * (tokens - 1) / few
+    unpack = device.unpack_per_s.get(key, 0.0)
+    return max(one, (elements / unpack if unpack else 0.0) + 2 * elements * tokens / flop_rate(device, key))
+
+
+def block_s(work: Work, overheads: Overheads) -> float:
+    """Seconds of a block's small operations on the CPU: the interpreter's code and data leave the caches by and by.
+
+    Between the two measured figures in proportion to the block's weights, up to 64 MiB of them.
+    """
+    cold = min(work.bytes / COLD_BYTES, 1.0)
+    return overheads.small_block_s + cold * (overheads.block_s - overheads.small_block_s)
 
 
 def convert_s(converted_bytes: int, device: Device) -> float:
@@ -126,14 +158,14 @@ def convert_s(converted_bytes: int, device: Device) -> float:
     return 2 * converted_bytes / device.bytes_per_s
 
 
-def encode_s(nbytes: int) -> float:
+def encode_s(nbytes: int, overheads: Overheads) -> float:
     """Seconds to bring bfloat16 weights into the lossless 12-bit form, once, at the load: ``bytes / 3 GB/s``."""
-    return nbytes / rates.ENCODE_BYTES_PER_S
+    return nbytes / overheads.encode_bytes_per_s
 
 
-def read_s(nbytes: int, disk: Device) -> float:
-    """Seconds to read bytes from the drive: ``bytes / disk rate``."""
-    return nbytes / disk.bytes_per_s
+def read_s(nbytes: int, disk: Device, overheads: Overheads = UNMEASURED) -> float:
+    """Seconds to read bytes from the drive while others compute: ``bytes / (share of the disk rate)``."""
+    return nbytes / (overheads.stream_share * disk.bytes_per_s)
 
 
 def load_s(nbytes: int, disk: Device, home: Device) -> float:

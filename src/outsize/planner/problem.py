@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from outsize.machine import rates
 from outsize.machine.machine import Device, Machine
 from outsize.models.spec import ModelSpec, ModuleSpec
 from outsize.planner import cost, footprint
@@ -131,12 +130,12 @@ class _Weigher:
         work = cost.module_work(self.spec, module, self.weights)
 
         def on(device: Device, work: cost.Work) -> float:
-            return cost.compute_s(work, device, request.batch, kv)
+            return cost.compute_s(work, device, request.batch, kv, self.machine.overheads)
 
         seconds = {gpu.name: on(gpu, work) for gpu in self.machine.gpus}
         seconds["ram"] = on(ram, cost.module_work(self.spec, module, self.weights, bf12=True) if encoded else work)
         extra = cost.convert_s(footprint.converted_bytes(module, self.weights), ram)
-        seconds["disk"] = on(ram, work) + extra + rates.HANDOVER_S * len(module.parts)
+        seconds["disk"] = on(ram, work) + extra + self.machine.overheads.handover_s * len(module.parts)
         return seconds
 
     def _prefill_s(self, module: ModuleSpec, kind: Kind, *, every_token: bool) -> dict[str, float]:
@@ -145,7 +144,8 @@ class _Weigher:
         if kind != "head" and (not self.spec.encoder_decoder or not every_token):
             tokens *= footprint.prompt_tokens(self.request)
         work = cost.module_work(self.spec, module, self.weights)
-        return {d.name: cost.compute_s(work, d, tokens, 0) for d in (*self.machine.gpus, self.machine.ram)}
+        devices = (*self.machine.gpus, self.machine.ram)
+        return {d.name: cost.compute_s(work, d, tokens, 0, self.machine.overheads) for d in devices}
 
 
 def _layers(module: ModuleSpec) -> list[int]:

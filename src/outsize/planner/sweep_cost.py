@@ -86,13 +86,14 @@ class SweepCost:
         """
         steps: list[Step] = []
         last: list[Step] = []
-        start = Step(0.0, rates.WARM_START_S if warm else rates.COLD_START_S, ring=False)
+        over = self._machine.overheads
+        start = Step(0.0, over.warm_start_s if warm else over.cold_start_s, ring=False)
         for place, group in enumerate(self._groups):
             cached = group.residency == "cached"
             read = 0.0 if cached else cost.load_s(group.disk_bytes, self._disk, self._devices[group.device])
             compute = self._group_s(place, tuple(turns))
             if group.format == "bf12":
-                compute += cost.encode_s(group.disk_bytes)
+                compute += cost.encode_s(group.disk_bytes, over)
             module = self._modules[group.module]
             if cost.is_head(self._spec, module) and module.tied:
                 steps.insert(0, Step(read, 0.0, group.streamed))
@@ -138,7 +139,7 @@ class SweepCost:
             compute = self._group_s(place, turns)
             if group.residency == "cached":
                 compute += rates.ROW_READ_S * sum(turn.rows for turn in turns)
-            read = cost.read_s(group.disk_bytes, self._disk) if group.streamed else 0.0
+            read = cost.read_s(group.disk_bytes, self._disk, self._machine.overheads) if group.streamed else 0.0
             head = cost.is_head(self._spec, self._modules[group.module])  # one tied to an embedding computes last
             (heads if head else steps).append((place, Step(read, compute, group.streamed)))
         return steps + heads
@@ -152,7 +153,8 @@ class SweepCost:
                 self._compute[key] = self._compute_s(place, turn)
             seconds += self._compute[key]
         if self._groups[place].streamed:
-            seconds += rates.HANDOVER_S + cost.convert_s(self._converted[self._alike[place]], self._machine.ram)
+            seconds += cost.convert_s(self._converted[self._alike[place]], self._machine.ram)
+            seconds += self._machine.overheads.handover_s
         return seconds
 
     def _compute_s(self, place: int, turn: Turn) -> float:
@@ -167,11 +169,11 @@ class SweepCost:
             tokens = turn.rows * (1 if turn.first and self._spec.encoder_decoder and not encoder else turn.tokens)
         own = self._own[group.module] is group
         kv = turn.rows * module.cache.bytes_for(turn.past, encoder_tokens=turn.encoded) if own and turn.past else 0
-        return cost.compute_s(self._work[self._alike[place]], self._devices[group.device], tokens, kv)
+        work, device = self._work[self._alike[place]], self._devices[group.device]
+        return cost.compute_s(work, device, tokens, kv, self._machine.overheads)
 
-    @staticmethod
-    def _loop_s(turns: Sequence[Turn]) -> float:
-        return rates.TOKEN_OPERATIONS_S * len(turns)
+    def _loop_s(self, turns: Sequence[Turn]) -> float:
+        return self._machine.overheads.token_s * len(turns)
 
     def _bottleneck(self, turns: tuple[Turn, ...]) -> str:
         """What takes most of a token: ``disk``, ``memory``, ``cpu matmul`` or ``gpuK memory``.

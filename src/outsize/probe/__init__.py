@@ -19,7 +19,7 @@ import outsize
 from outsize.errors import OutsizeError
 from outsize.machine.detect import identity, this_machine
 from outsize.machine.machine import Machine
-from outsize.machine.profile import GpuFigures, Profile, load_profile
+from outsize.machine.profile import GpuFigures, Profile, apply_profile, load_profile
 from outsize.paths import hub_cache
 from outsize.probe.disk import DiskRate, disk_rate
 from outsize.sizes import format_size
@@ -81,6 +81,7 @@ def measure(
         with found.attempt(gpu.name):
             figures = gpu_figures(Devices(machine).torch_device(gpu.name), gpu)
             found.profile = replace(found.profile, gpus={**found.profile.gpus, gpu.uuid: figures})
+    _measure_overheads(found, say)
     found.seconds = time.monotonic() - began
     return found
 
@@ -99,6 +100,9 @@ def keep(found: Findings, path: Path) -> Profile:
         flops={**old.flops, **new.flops},
         disks={**old.disks, **new.disks},
         gpus=gpus,
+        overheads={**old.overheads, **new.overheads},
+        few_rows_flops={**old.few_rows_flops, **new.few_rows_flops},
+        unpack_per_s={**old.unpack_per_s, **new.unpack_per_s},
     )
 
 
@@ -129,12 +133,29 @@ def _measure_processor(found: Findings, say: Say) -> None:
     for key in bench.keys:
         say(f"matmuls in {key}")
         with found.attempt(f"matmuls in {key}"):
-            one_row, many_rows = bench.decode_rate(key), bench.flop_rate(key)
+            rates = bench.matmul(key)
             found.profile = replace(
                 found.profile,
-                matmul_bytes_per_s={**found.profile.matmul_bytes_per_s, key: one_row},
-                flops={**found.profile.flops, key: many_rows},
+                matmul_bytes_per_s={**found.profile.matmul_bytes_per_s, key: rates.bytes_per_s},
+                flops={**found.profile.flops, key: rates.flops},
+                few_rows_flops={**found.profile.few_rows_flops, key: rates.few_rows_flops},
+                unpack_per_s={**found.profile.unpack_per_s, key: rates.unpack_per_s},
             )
+
+    if "bf12" in bench.keys:
+        with found.attempt("making 12-bit weights"):
+            found.profile = replace(found.profile, overheads={"encode_bytes_per_s": bench.encode_rate()})
+
+
+def _measure_overheads(found: Findings, say: Say) -> None:
+    """What remains once the rates above are known; without them it would be guessed."""
+    if not found.profile.matmul_bytes_per_s:
+        return
+    from outsize.probe.overheads import measure_overheads
+
+    with found.attempt("what a running model takes besides"):
+        measured = measure_overheads(apply_profile(found.machine, found.profile), say)
+        found.profile = replace(found.profile, overheads={**found.profile.overheads, **measured})
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 import torch
@@ -17,12 +18,14 @@ from outsize.kernels.bf12 import Bf12Weight, encode
 from outsize.kernels.cpu.library import kernels
 from outsize.kernels.memory_rate import total
 from outsize.kernels.weights import NativeWeight, PackedWeight
+from outsize.models.bf12_layout import LINE, bf12_bytes
 from outsize.models.formats import GROUPS, Packing
 from outsize.store.buffer import Memory
 
 WIDTH = 4096
 SHAPES = ((WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH))  # [out, in] of a block's matrices
-PREFILL_ROWS = 512
+FEW_ROWS = 16  # that one reading of the weights serves
+PREFILL_ROWS = (64, 512)
 PASSES = 5
 STEP_SECONDS = 2.0  # for the passes of one figure
 PACKED = {name: Packing(bits, GROUPS[0], words=True, scale="bfloat16") for name, bits in (("int8", 8), ("int4", 4))}
@@ -43,6 +46,22 @@ def median_rate(work: float, run: Callable[[], object], seconds: float = STEP_SE
     return statistics.median(rates)
 
 
+def line(few: int, many: int, few_s: float, many_s: float) -> tuple[float, float]:
+    """Seconds at no row and for each row, of a straight line through both; neither is less than a hundredth."""
+    slope = max((many_s - few_s) / (many - few), many_s / many / 100)
+    return max(few_s - few * slope, few_s / 100), slope
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulRates:
+    """Of one row: bytes of weights per second. Of others: operations per second, and elements laid out; see Device."""
+
+    bytes_per_s: float
+    few_rows_flops: float
+    flops: float
+    unpack_per_s: float
+
+
 class Bench:
     """A buffer on huge pages, as the runtime's weights are, and how fast they are multiplied with all threads."""
 
@@ -61,35 +80,43 @@ class Bench:
         with torch.inference_mode():
             return median_rate(self.nbytes, lambda: total(self._bytes))
 
-    def decode_rate(self, key: str) -> float:
-        """Bytes of weights per second through ``F.linear`` with one row, over as many matrices as the buffer holds.
-
-        ``key``: a data type, int8, int4 or bf12, of which the 12-bit form's bytes count.
-        """
+    def matmul(self, key: str) -> MatmulRates:
+        """The rates of ``F.linear`` over matrices of a block's shapes; ``key``: a data type, int8, int4 or bf12."""
         weights = self._weights(key)
-        rows = {w.shape[1]: torch.rand(1, w.shape[1]).to(w.dtype) for w in weights}
+        some = weights[: len(SHAPES)]  # for many rows: one matrix alone would lie in a cache
+        elements, nbytes = sum(w.numel() for w in weights), sum(_nbytes(w) for w in weights)
+        with torch.inference_mode():
+            one, few = (self._seconds(weights, rows) / elements for rows in (1, FEW_ROWS))  # for each element
+            part = sum(w.numel() for w in some)
+            less, more = (self._seconds(some, rows) / part for rows in PREFILL_ROWS)
+        unpack, flops = line(*PREFILL_ROWS, less, more)
+        return MatmulRates(
+            bytes_per_s=nbytes / (one * elements),
+            few_rows_flops=2 * (FEW_ROWS - 1) / max(few - one, few / 100),
+            flops=2 / flops,
+            unpack_per_s=1 / unpack,
+        )
+
+    def encode_rate(self) -> float:
+        """Bytes of bfloat16 weights per second into the 12-bit form."""
+        weights = self._matrices(torch.bfloat16, SHAPES)[: len(SHAPES)]
+        into = torch.empty(max(bf12_bytes(*w.shape) for w in weights) + LINE, dtype=torch.uint8)
+        room = into[-into.data_ptr() % LINE :]
 
         def one_pass() -> None:
             for weight in weights:
-                functional.linear(rows[weight.shape[1]], weight)
+                encode(weight, into=room[: bf12_bytes(*weight.shape)])
 
-        with torch.inference_mode():
-            return median_rate(sum(_nbytes(w) for w in weights), one_pass)
+        return median_rate(sum(w.nbytes for w in weights), one_pass)
 
-    def flop_rate(self, key: str) -> float:
-        """Floating-point operations per second of ``F.linear`` with 512 rows, over matrices of all shapes in turn.
-
-        One matrix alone would lie in a cache: a block's never do.
-        """
-        weights = self._weights(key)[: len(SHAPES)]
-        rows = {w.shape[1]: torch.rand(PREFILL_ROWS, w.shape[1]).to(w.dtype) for w in weights}  # [rows, in]
+    def _seconds(self, weights: Sequence[torch.Tensor], rows: int) -> float:
+        x = {w.shape[1]: torch.rand(rows, w.shape[1]).to(w.dtype) for w in weights}  # [rows, in]
 
         def one_pass() -> None:
             for weight in weights:
-                functional.linear(rows[weight.shape[1]], weight)
+                functional.linear(x[weight.shape[1]], weight)
 
-        with torch.inference_mode():
-            return median_rate(sum(2.0 * PREFILL_ROWS * w.numel() for w in weights), one_pass)
+        return 1 / median_rate(1.0, one_pass)
 
     def _weights(self, key: str) -> list[torch.Tensor]:
         """Matrices of a block's shapes one after the other, with ordinary numbers: odd ones are slow to multiply.
