@@ -21,11 +21,11 @@ from outsize.errors import (
     UntrustedModel,
     UsageError,
 )
+from outsize.version import __version__
 
 if TYPE_CHECKING:
     from outsize.api import load, plan
 
-__version__ = "0.1.0"  # the one place: the package's metadata is read from here
 
 __all__ = [
     "DamagedModel",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,3 +170,10 @@ def test_the_demo_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["right"] == len(answer["answers"]) == 7
+
+
+def test_planning_says_how_good_the_last_predictions_were(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    capsys.readouterr()
+    assert main(["plan", str(DEMO), "--no-gpu"]) == 0
+    assert re.search(r"so far: first token [\d.]+ times \(1 runs\), token", capsys.readouterr().out)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from outsize.cli import arguments, plot
 from outsize.cli.table import table as text_table
 from outsize.errors import DoesNotFit
+from outsize.machine.detect import identity
+from outsize.machine.history import accuracy, history_path
 from outsize.machine.machine import Machine
 from outsize.machine.what_if import changed
 from outsize.models.resolve import resolve_spec
@@ -183,6 +185,7 @@ def notes(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
     if assumed(machine, plan):
         measure = f": {machine.note}" if machine.note else ""
         lines.append(f"~ from rates that were assumed, not measured{measure}")
+    lines += trusted(machine)
     if plan.weights == "native" and machine.disk.free_bytes < spec.weight_bytes <= machine.disk.capacity_bytes:
         free = format_size(machine.disk.free_bytes)
         lines.append(f"the disk has {free} free: not enough to download {format_size(spec.weight_bytes)}")
@@ -212,6 +215,13 @@ def _both(old: Plan, new: Plan) -> list[str]:
     tokens = [(plan.fits, seconds) for plan in (old, new) for seconds in [plan.predicted.token_s]]
     firsts = [(plan.fits, seconds) for plan in (old, new) for seconds in [plan.predicted.first_token_s]]
     return [f"{seconds:.3g} s" if fits else "-" for fits, seconds in tokens + firsts]
+
+
+def trusted(machine: Machine) -> list[str]:
+    """How good the last predictions on this machine were."""
+    known = accuracy(history_path(), identity()) if machine.name == "local" else {}
+    off = [f"{kind} {one.factor:.2f} times ({one.runs} runs)" for kind, one in sorted(known.items())]
+    return [f"off in the median, on this machine so far: {', '.join(off)}"] if off else []
 
 
 def explain(spec: ModelSpec, plan: Plan) -> list[str]:

@@ -20,6 +20,8 @@ from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.text import Generation, Settings, fitting, generate, most_tokens
 from outsize.errors import OutsizeError, UsageError, said
 from outsize.evals.token_counter import TokenCounter
+from outsize.machine.detect import identity
+from outsize.machine.history import history_path, remember
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
 
@@ -66,8 +68,13 @@ def run(args: argparse.Namespace) -> int:
     with progress.bars(quiet=args.json) as bar, opened(opening, bar("loading")) as (model, tokenizer, began):
         what = prompt if asked_for is None else asked_for.tokens
         result = generate(model, tokenizer, what, settings, began, on_text)
+    expected = plan.predicted
+    seconds = {"first token": (expected.first_token_s, result.first_token_s)}
+    if result.token_s:
+        seconds["token"] = (expected.token_s, result.token_s)
+    remember(history_path(), identity(), spec.id, plan.weights, seconds)
     if args.json:
-        predicted = {"first_token_s": plan.predicted.first_token_s, "token_s": plan.predicted.token_s}
+        predicted = {"first_token_s": expected.first_token_s, "token_s": expected.token_s}
         print(json.dumps({"schema": 1, "weights": plan.weights, **asdict(result), "predicted": predicted}))
     else:
         print()

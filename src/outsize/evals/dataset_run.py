@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.request import DatasetProgress, GenerateRequest, ScoreRequest
@@ -19,11 +19,16 @@ from outsize.evals.fingerprint import fingerprint, tokenizer_fingerprint
 from outsize.evals.records import digest
 from outsize.evals.requests import Encoder
 from outsize.evals.results import Journal
+from outsize.machine.detect import identity
+from outsize.machine.history import history_path, remember
 from outsize.models.files.folder import ModelFolder
 from outsize.models.survey_cache import folder_spec
 from outsize.options import LoadOptions
 from outsize.progress import DatasetBar, layers, note, writes_unicode
 from outsize.sizes import format_size
+
+if TYPE_CHECKING:
+    from outsize.engine.engine import Stats
 
 SCHEMA = 1
 Row = Mapping[str, Any]
@@ -38,6 +43,14 @@ class Effort:
     seconds: float = 0.0
     predicted_seconds: float = 0.0
     tokens: int = 0
+
+    def add(self, stats: Stats, tokens: int, predicted_s: float, seconds: float) -> None:
+        """Counts one dataset: what its model says, tokens, and predicted and measured seconds."""
+        self.sweeps += stats.sweeps
+        self.disk_bytes += stats.bytes_read
+        self.tokens += tokens
+        self.predicted_seconds += predicted_s
+        self.seconds += seconds
 
 
 @dataclass(slots=True)
@@ -132,11 +145,10 @@ class DatasetRunner:
                 results = model.outsize.score(requests, progress=tell)
             with closing(results):
                 yield from results
-            effort.sweeps += model.outsize.stats.sweeps
-            effort.disk_bytes += model.outsize.stats.bytes_read
-            effort.tokens += now.tokens
-            effort.predicted_seconds += predicted.seconds
-            effort.seconds += time.monotonic() - began
+            seconds = time.monotonic() - began
+            effort.add(model.outsize.stats, now.tokens, predicted.seconds, seconds)
+            took = {"dataset": (predicted.seconds, seconds)}
+            remember(history_path(), identity(), opening.spec.id, opening.plan.weights, took)
         finally:
             if bar is not None:
                 bar.close()

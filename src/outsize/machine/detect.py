@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import outsize
 from outsize.errors import UsageError
 from outsize.machine import rates
 from outsize.machine.compiled import are_kernels_compiled
@@ -20,6 +19,7 @@ from outsize.machine.nvidia import load_nvml, read_gpus
 from outsize.machine.profile import Identity, Profile, apply_profile
 from outsize.paths import hub_cache
 from outsize.sizes import parse_size
+from outsize.version import __version__
 
 EMULATE = "OUTSIZE_EMULATE_GPUS"
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "lustre", "gpfs", "beegfs"})
@@ -62,7 +62,7 @@ def software(environ: Mapping[str, str]) -> str:
     """What measured rates depend on besides the machine: "outsize 0.1.0, torch 2.13.0, compiled kernels"."""
     kernels = "compiled kernels" if are_kernels_compiled(environ) else "kernels in torch"
     said = [environ[name] for name in ("OUTSIZE_KERNELS", "OMP_NUM_THREADS") if environ.get(name)]
-    return f"outsize {outsize.__version__}, torch {metadata.version('torch')}, {' '.join([kernels, *said])}"
+    return f"outsize {__version__}, torch {metadata.version('torch')}, {' '.join([kernels, *said])}"
 
 
 def usable_cores(host: Host) -> int:

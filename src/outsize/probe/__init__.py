@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-import outsize
 from outsize.errors import OutsizeError
 from outsize.machine.detect import identity, this_machine
 from outsize.machine.machine import Machine
@@ -23,6 +22,7 @@ from outsize.machine.profile import GpuFigures, Profile, apply_profile, load_pro
 from outsize.paths import hub_cache
 from outsize.probe.disk import DiskRate, disk_rate
 from outsize.sizes import format_size
+from outsize.version import __version__
 
 MOST_BYTES = 1_500_000_000  # of resident memory: Python and torch take some 400 MB of it
 BUFFER_BYTES = 512 << 20  # weights that the matmuls read in turn: more than any cache holds
@@ -159,4 +159,4 @@ def _measure_overheads(found: Findings, say: Say) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {"outsize": outsize.__version__, "torch": metadata.version("torch"), "kernel": platform.release()}
+    return {"outsize": __version__, "torch": metadata.version("torch"), "kernel": platform.release()}
