@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outsize.engine.kv_cache import give_room
 from outsize.engine.request import DatasetProgress, GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
@@ -20,6 +20,9 @@ from outsize.planner.dataset_cost import DatasetPrediction, predict_shapes
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
 from outsize.store.reader import Files
+
+if TYPE_CHECKING:
+    from outsize.engine.service import Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,22 @@ class Engine:
         several = list(requests)
         with self._busy():
             yield from self._watched(self._generating(several, tokenizer), len(several), progress)
+
+    @contextmanager
+    def serving(
+        self, tokenizer: Any, *, prefix_bytes: int | None = None, most_pending: int | None = None
+    ) -> Iterator[Service]:
+        """A service, to which requests may come at any time from any thread; the model is its own until the end."""
+        from outsize.engine.service import MOST_PENDING, Service
+
+        with self._busy():
+            facts = (self.spec, self.machine, self.plan)
+            most = MOST_PENDING if most_pending is None else most_pending
+            service = Service(facts, self._sweep, tokenizer, prefix_bytes=prefix_bytes, most_pending=most)
+            try:
+                yield service
+            finally:
+                service.close()
 
     def predict(self, requests: Sequence[ScoreRequest] | Sequence[GenerateRequest]) -> DatasetPrediction:
         """What a dataset will take from now on: sweeps, seconds, micro-batches, bytes from the drive."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from outsize.engine.batching import Batch
 from outsize.engine.dataset_job import Work
@@ -23,6 +23,34 @@ from outsize.models.spec import ModelSpec
 from outsize.models.tracing.cache_argument import with_cache
 from outsize.planner.batches import Shape
 from outsize.planner.plan import Plan
+
+
+def end_tokens(model: Any) -> frozenset[int]:
+    """All tokens that end an answer of a model."""
+    eos = model.generation_config.eos_token_id
+    return frozenset(() if eos is None else eos if isinstance(eos, list) else (eos,))
+
+
+def generate_with(
+    model: Any, tokenizer: Any, inputs: Mapping[str, Any], new_tokens: int, draw: Draw, end: StoppingCriteria
+) -> torch.Tensor:
+    """transformers' own greedy loop, in which ``draw`` settles each row's token and ``end`` its end: [rows, tokens]."""
+    settings = model.generation_config
+    pad = settings.pad_token_id
+    return model.generate(  # type: ignore[no-any-return]
+        **inputs,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=min(end_tokens(model), default=0) if pad is None else pad,
+        logits_processor=LogitsProcessorList([draw]),
+        stopping_criteria=StoppingCriteriaList([end]),
+        tokenizer=tokenizer,
+        **PLAIN_OUTPUT,
+    )
 
 
 class Generating(Work):
@@ -69,28 +97,11 @@ class Generating(Work):
         new_tokens, encoder_decoder = batch.shape.new_tokens, self.spec.encoder_decoder
         self._sweep.context.tokens = new_tokens + (1 if encoder_decoder else inputs["input_ids"].shape[1])
         begin = 1 if self.spec.encoder_decoder else inputs["input_ids"].shape[1]
-        settings = self.model.generation_config
-        draw, end = Draw(requests), End(requests, self._tokenizer, begin, tuple(settings.stop_strings or ()))
+        stop_strings = tuple(self.model.generation_config.stop_strings or ())
+        draw, end = Draw(requests, begin), End(requests, self._tokenizer, begin, stop_strings)
         end.failed = draw.failed
-        eos = settings.eos_token_id
-        pad = settings.pad_token_id
-        if pad is None:
-            pad = 0 if eos is None else eos[0] if isinstance(eos, list) else eos
-        out = self.model.generate(
-            **inputs,
-            max_new_tokens=batch.shape.new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            logits_processor=LogitsProcessorList([draw]),
-            stopping_criteria=StoppingCriteriaList([end]),
-            tokenizer=self._tokenizer,
-            **PLAIN_OUTPUT,
-        )
-        ends = frozenset(() if eos is None else eos if isinstance(eos, list) else (eos,))
+        out = generate_with(self.model, self._tokenizer, inputs, batch.shape.new_tokens, draw, end)
+        ends = end_tokens(self.model)
         self.tokens += out.shape[0] * (out.shape[1] - begin)
         return [self._result(r, n, draw, end, out[n, begin:].tolist(), ends) for n, r in enumerate(requests)]
 

@@ -40,7 +40,8 @@ class GenerateRequest:
     """New tokens after a prompt: the likeliest, or drawn where there is a temperature.
 
     ``seed``: a row draws with its own generator, so that its answer does not depend on the rows beside it. ``stop``:
-    strings that end the answer, for which a tokenizer is needed.
+    strings that end the answer, for which a tokenizer is needed. The presence and frequency penalties count new tokens
+    alone, the repetition penalty those of the prompt too. ``logit_bias``: tokens, and what is added to their logits.
     """
 
     id: str
@@ -51,6 +52,11 @@ class GenerateRequest:
     top_k: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ own code runs unmodified in each job, and what one of them waits for is bound on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,16 @@ from outsize.engine.sweep import Sweep
 from outsize.errors import DoesNotFit, OutsizeError
 from outsize.planner.batches import MemoryUse
 
+CANCELLED = "cancelled"
+
 
 class Job(ForwardContext):
     """A computation with the model, of one forward pass or many: ``work()`` gives ``value``, or ``failure`` says why.
 
     ``memory_use``: what it takes while it is underway. ``together``: jobs that are to begin in the same sweep, right
     after this one. ``single_pass``: it ends with the sweep in which it begins. ``waits_for``: the group that must be
-    bound before it goes on.
+    bound before it goes on; ``paused``: it goes on with the next sweep. Whoever sets ``cancelled``, in any thread, ends
+    the job at the next group.
     """
 
     scheduled = True
@@ -40,6 +43,8 @@ class Job(ForwardContext):
         self.failure = ""
         self.done = False
         self.waits_for: BoundGroup | None = None
+        self.paused = False
+        self.cancelled = False
         self._greenlet = greenlet(self._run)
 
     @property
@@ -50,6 +55,7 @@ class Job(ForwardContext):
     def resume(self) -> None:
         """Goes on until the job waits again or is done. Raises what concerns more than this job alone."""
         self.waits_for = None
+        self.paused = False
         self._greenlet.parent = getcurrent()
         with torch.inference_mode():  # per thread, and left in any order: so it is never on while nobody computes
             self._greenlet.switch()
@@ -65,6 +71,14 @@ class Job(ForwardContext):
         """Parks the job until the sweep has come to the group."""
         self.waited = True
         self.waits_for = group
+        self._park()
+
+    def pause(self) -> None:
+        """Parks the job until the next sweep, so that others come to their turn where no weights are waited for."""
+        self.paused = True
+        self._park()
+
+    def _park(self) -> None:
         parent = self._greenlet.parent
         assert parent is not None
         parent.switch()
@@ -89,12 +103,19 @@ class Scheduler:
     Jobs begin in the order given, at the start of a sweep, as many as ``fits`` says can be underway together. The group
     that comes next in the order of the sweep, of those that jobs wait for, is bound; all that wait for it are resumed,
     in the order in which they began; it is let go. A job that begins another pass meanwhile waits for the next sweep.
+    ``arrive`` is asked for more jobs before each sweep.
     """
 
-    def __init__(self, sweep: Sweep, fits: Callable[[Sequence[MemoryUse]], bool]) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        fits: Callable[[Sequence[MemoryUse]], bool],
+        arrive: Callable[[], Iterable[Job]] = lambda: (),
+    ) -> None:
         self.underway: list[Job] = []
         self._sweep = sweep
         self._fits = fits
+        self._arrive = arrive
         self._coming: deque[Job] = deque()
 
     def add(self, jobs: Sequence[Job], *, first: bool = False) -> None:
@@ -111,9 +132,13 @@ class Scheduler:
         """
         place = -1
         try:
+            self._coming.extend(self._arrive())
             while self.underway or self._coming:
+                yield from self._end_cancelled()
                 group = self._next_group(place)
                 if group is None:  # a sweep is over, or the first begins
+                    yield from self._wake()
+                    self._coming.extend(self._arrive())
                     yield from self._begin()
                     group = self._next_group(-1)
                     self._sweep.sweeps += group is not None
@@ -156,6 +181,19 @@ class Scheduler:
                 self.underway.append(job)
                 self._resume(job)
             yield from self._take_done()
+
+    def _wake(self) -> Iterator[Job]:
+        """Resumes those that paused until this sweep."""
+        for job in [job for job in self.underway if job.paused and not job.cancelled]:
+            self._resume(job)
+        yield from self._take_done()
+
+    def _end_cancelled(self) -> Iterator[Job]:
+        for job in self.underway:
+            if job.cancelled:
+                job.kill()
+                job.failure, job.done = CANCELLED, True
+        yield from self._take_done()
 
     def _resume(self, job: Job) -> None:
         alone = self._sweep.context

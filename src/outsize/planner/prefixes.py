@@ -34,7 +34,7 @@ def find_prefixes(sequences: Sequence[tuple[int, ...]], most: Sequence[int], lev
     ``(n - 1) * length`` of them, less what an outer prefix saves already.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
-    common = [min(_common(sequences[a], sequences[b]), most[a], most[b]) for a, b in pairwise(order)]
+    common = [min(common_tokens(sequences[a], sequences[b]), most[a], most[b]) for a, b in pairwise(order)]
 
     @cache
     def best(begin: int, end: int, base: int, levels: int, depth: int) -> tuple[int, tuple[Prefix, ...]]:
@@ -59,7 +59,7 @@ def find_prefixes(sequences: Sequence[tuple[int, ...]], most: Sequence[int], lev
     return best(0, len(order), 0, levels, 0)[1]
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def common_tokens(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """Tokens that both begin with."""
     low, high = 0, min(len(a), len(b))
     while low < high:
