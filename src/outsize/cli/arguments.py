@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from outsize.options import LoadOptions
 from outsize.planner.plan import WEIGHTS
@@ -39,6 +40,11 @@ def add_request(parser: argparse.ArgumentParser, *, dataset: bool = False) -> No
         "--weight-limit", metavar="TIER=SIZE[,...]", help="most bytes of weights at rest in a tier, e.g. ram=0"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_trace(parser: argparse.ArgumentParser) -> None:
+    where = "write where the time went: .json for chrome://tracing, .svg or .png for a picture of the last sweep"
+    parser.add_argument("--trace", type=Path, metavar="FILE", help=where)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

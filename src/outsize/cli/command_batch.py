@@ -20,6 +20,7 @@ from outsize.evals.requests import Encoder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_request(parser, dataset=True)
+    arguments.add_trace(parser)
     dataset.add_data(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of each prompt (default: 64)")
     arguments.add_sampling(parser)

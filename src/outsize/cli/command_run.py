@@ -14,7 +14,7 @@ from typing import Any
 
 from outsize import progress
 from outsize.api import prepare
-from outsize.cli import arguments
+from outsize.cli import arguments, trace_file
 from outsize.engine.chat_template import Message, as_messages, chat_tokens
 from outsize.engine.loader import Opening, check_fits, open_model
 from outsize.engine.text import Generation, Settings, fitting, generate, most_tokens
@@ -24,6 +24,7 @@ from outsize.machine.detect import identity
 from outsize.machine.history import history_path, remember
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
+from outsize.store.trace import Trace
 
 NEW_TOKENS = 64
 NEW_TOKENS_HELP = f"(default: {NEW_TOKENS}, or as many as the model has positions for)"
@@ -48,9 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search (default: 1, none)")
     parser.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
     arguments.add_request(parser)
+    arguments.add_trace(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    trace = trace_file.check(args.trace)
     asked = args.max_new_tokens is not None
     new_tokens = args.max_new_tokens if asked else NEW_TOKENS
     settings = Settings(new_tokens, args.temperature, args.top_p, args.top_k, args.beams, args.seed)
@@ -65,9 +68,10 @@ def run(args: argparse.Namespace) -> int:
         progress.note(f"{spec.id}: {format_size(spec.weight_bytes)} of {spec.dtype}, {len(spec.blocks)} blocks")
         progress.note(progress.layers(spec, plan, unicode=progress.writes_unicode(sys.stderr)))
     on_text = (lambda text: None) if args.json else _to_stdout
-    with progress.bars(quiet=args.json) as bar, opened(opening, bar("loading")) as (model, tokenizer, began):
+    with progress.bars(quiet=args.json) as bar, opened(opening, bar("loading"), trace) as (model, tokenizer, began):
         what = prompt if asked_for is None else asked_for.tokens
         result = generate(model, tokenizer, what, settings, began, on_text)
+    trace_file.write(trace, args.trace)
     expected = plan.predicted
     seconds = {"first token": (expected.first_token_s, result.first_token_s)}
     if result.token_s:
@@ -83,10 +87,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def opened(opening: Opening, on_load: progress.Advance | None = None) -> Iterator[tuple[Any, Any, float]]:
+def opened(
+    opening: Opening, on_load: progress.Advance | None = None, trace: Trace | None = None
+) -> Iterator[tuple[Any, Any, float]]:
     """A model, its tokenizer and when its load began. Closes the model, whatever happens."""
     began = time.monotonic()
-    model = open_model(opening, on_load or (lambda done, total: None))
+    model = open_model(opening, on_load or (lambda done, total: None), trace)
     try:
         assert opening.folder.path is not None  # open_model has seen to it
         from outsize.models.tracing.pretrained import load_tokenizer

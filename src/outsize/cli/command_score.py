@@ -16,6 +16,7 @@ from outsize.evals.requests import Encoder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_request(parser, dataset=True)
+    arguments.add_trace(parser)
     dataset.add_data(parser)
 
 

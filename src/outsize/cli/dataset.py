@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from outsize.api import folder_in
-from outsize.cli import arguments
+from outsize.cli import arguments, trace_file
 from outsize.errors import UsageError
 from outsize.evals.dataset_run import SCHEMA, DatasetRunner, Job, Line, Row, Summary
 from outsize.evals.records import STANDARD_INPUT, read_records
@@ -78,8 +78,12 @@ def complete(args: argparse.Namespace, job: Job, lines: Sequence[Line], see: Cal
     options = arguments.options(args)
     with bars(quiet=args.json) as bar:
         folder = folder_in(args.model, options, bar("downloading"), bar("converting"))
-    runner = DatasetRunner(folder, options, verbose=not args.json, noun="rows")
-    return runner.complete(job, lines, see, results_file(args), retry_errors=args.retry_errors)
+    path = getattr(args, "trace", None)  # fewshot has none
+    trace = trace_file.check(path)
+    runner = DatasetRunner(folder, options, verbose=not args.json, noun="rows", trace=trace)
+    summary = runner.complete(job, lines, see, results_file(args), retry_errors=args.retry_errors)
+    trace_file.write(trace, path)
+    return summary
 
 
 def _to_stdout(row: Row) -> None:

@@ -20,6 +20,7 @@ from outsize.store.embedding import RowReader
 from outsize.store.layout import Layout, lay_out
 from outsize.store.reader import DirectFiles, Files
 from outsize.store.stream import Stream
+from outsize.store.trace import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,10 +54,13 @@ def check_fits(spec: ModelSpec, plan: Plan) -> None:
     )
 
 
-def open_model(opening: Opening, progress: Progress = lambda done, total: None) -> PreTrainedModel:
+def open_model(
+    opening: Opening, progress: Progress = lambda done, total: None, trace: Trace | None = None
+) -> PreTrainedModel:
     """Builds the model on ``meta``, begins to read its weights, and returns it before they are all there.
 
-    ``progress`` gets the bytes that have come to stay, and those that will. Raises DoesNotFit, DamagedModel or
+    ``progress`` gets the bytes that have come to stay, and those that will; ``trace`` what is read and computed when.
+    Raises DoesNotFit, DamagedModel or
     UnsupportedModel.
     """
     check_fits(opening.spec, opening.plan)
@@ -68,7 +72,7 @@ def open_model(opening: Opening, progress: Progress = lambda done, total: None) 
     give_back_large_memory()
     files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
     groups = with_layouts(opening.spec, plan, folder.tensors)
-    stream = Stream(files, groups, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes)
+    stream = Stream(files, groups, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes, trace=trace)
     stream.start(first_of_last_stack(opening.spec, groups))
     try:
         return _build(opening, files, groups, stream, progress)
@@ -104,6 +108,8 @@ def _build(
         weakref.finalize(model, end)
     model.__class__ = closing(type(model))
     sweep.start()
+    if stream.trace is not None:
+        sweep.record(stream.trace)
     return model
 
 

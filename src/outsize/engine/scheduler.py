@@ -6,6 +6,7 @@ own code runs unmodified in each job, and what one of them waits for is bound on
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -141,7 +142,7 @@ class Scheduler:
                     self._coming.extend(self._arrive())
                     yield from self._begin()
                     group = self._next_group(-1)
-                    self._sweep.sweeps += group is not None
+                    self._count(group)
                     last = not self._coming and all(job.single_pass for job in self.underway)
                     self._sweep.stream.read_past_end(not last)
                 if group is None:
@@ -156,6 +157,13 @@ class Scheduler:
             self.underway.clear()
             self._sweep.leave()
             self._sweep.stream.read_past_end(True)
+
+    def _count(self, group: BoundGroup | None) -> None:
+        """Counts the sweep that begins with a group."""
+        if group is not None:
+            self._sweep.sweeps += 1
+            if self._sweep.stream.trace is not None:
+                self._sweep.stream.trace.sweeps.append(time.monotonic())
 
     def _step(self, group: BoundGroup) -> None:
         """Binds a group, resumes the jobs that wait for it, and lets it go."""

@@ -6,6 +6,7 @@ its weights are there. A group that stays is bound once, and then costs nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from outsize.planner.weight_group import WeightGroup
 from outsize.store.embedding import RowReader
 from outsize.store.layout import Layout
 from outsize.store.stream import Stream
+from outsize.store.trace import Trace
 
 Progress = Callable[[int, int], None]  # bytes that have come to stay, bytes that will
 
@@ -109,6 +111,26 @@ class Sweep:
         """Keeps rows of embeddings that are looked up on disk, up to so many bytes; 0 drops them."""
         self._rows.keep(nbytes)
 
+    def record(self, trace: Trace) -> None:
+        """Has a trace say when each layer computes, for as long as the model is open."""
+
+        def hook(layer: Layer) -> None:
+            began: dict[ForwardContext, float] = {}
+
+            def before(*_: Any) -> None:
+                began[self.context] = time.monotonic()
+
+            def after(*_: Any) -> None:
+                trace.add("compute", layer.unit.name, began.pop(self.context))
+
+            module = layer.unit.modules[0]
+            self._hooks.append(module.register_forward_pre_hook(before))
+            self._hooks.append(module.register_forward_hook(after, always_call=True))
+
+        for layer in self._layers:
+            if not layer.encloses:
+                hook(layer)
+
     # --- the gate ---
 
     def enter(self, bound: BoundGroup) -> None:
@@ -120,6 +142,7 @@ class Sweep:
         """Goes on to a group: lets go of those before it that no pass is inside of any more, and binds it."""
         self.leave(underway, coming=bound)
         memory = self.stream.acquire(bound.place)
+        began = time.monotonic()
         if bound.passes:
             bound.binding.bind(memory, copy=bound.binding.device.type != "cpu")
             self._opened.append(bound)
@@ -127,6 +150,8 @@ class Sweep:
         else:
             self._settle(bound)
             self.stream.release(bound.place)
+        if self.stream.trace is not None:
+            self.stream.trace.add("bind", bound.group.module, began, bound.binding.layout.nbytes)
 
     def leave(self, underway: Iterable[ForwardContext] = (), coming: BoundGroup | None = None) -> None:
         """Lets go of the groups that were bound just to compute and have.
@@ -245,6 +270,8 @@ class Sweep:
 
     def _begin(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         self.forwards += 1
+        if self.stream.trace is not None and not self.context.scheduled:
+            self.stream.trace.sweeps.append(time.monotonic())
         self.context.begin(device_of(args, kwargs))
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> Any:

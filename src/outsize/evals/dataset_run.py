@@ -26,6 +26,7 @@ from outsize.models.survey_cache import folder_spec
 from outsize.options import LoadOptions
 from outsize.progress import DatasetBar, layers, note, writes_unicode
 from outsize.sizes import format_size
+from outsize.store.trace import Trace
 
 if TYPE_CHECKING:
     from outsize.engine.engine import Stats
@@ -100,7 +101,7 @@ class DatasetRunner:
     """Opens a model for each dataset anew, with the room that makes it fastest, and closes it after it.
 
     ``verbose``: says on stderr where the layers lie and what is predicted of ``noun``, its requests. ``others``: bytes
-    of this process that no plan counts and that a budget for main memory is for too.
+    of this process that no plan counts and that a budget for main memory is for too. ``trace``: gets what is done when.
     """
 
     folder: ModelFolder
@@ -108,6 +109,7 @@ class DatasetRunner:
     verbose: bool = False
     noun: str = "requests"
     others: Callable[[], int] = lambda: 0
+    trace: Trace | None = None
 
     def results(self, requests: Sequence[Any], effort: Effort, tokenizer: Any) -> Iterator[Any]:
         """A ScoreResult or GenerateResult of each request, as they are ready. ``effort`` grows by what they took.
@@ -123,7 +125,7 @@ class DatasetRunner:
             options = replace(options, ram=max(budget - others, 1))
         opening = prepare_dataset(self.folder, dataset_of(requests), options)
         _check_fits(opening, others)
-        model: Any = open_model(opening)
+        model: Any = open_model(opening, trace=self.trace)
         bar = None
         try:
             predicted = model.outsize.predict(requests)

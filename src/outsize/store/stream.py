@@ -20,6 +20,7 @@ from outsize.store.access_order import AccessOrder
 from outsize.store.buffer import Memory
 from outsize.store.layout import Extent, Layout
 from outsize.store.reader import Files
+from outsize.store.trace import Trace
 
 # More than keep the drive busy: some of them wait for the interpreter while the model computes.
 READERS = 8
@@ -83,6 +84,7 @@ class Stream:
     """Loads weight groups ahead of their use. One thread at a time acquires and releases; any thread may close.
 
     ``groups`` stand in the order of the sweep, each with its layout. ``slots`` buffers of ``slot_bytes`` are the ring.
+    ``trace`` gets what is read and waited for.
     Raises OutsizeError for a group that is larger than they are.
     """
 
@@ -94,8 +96,10 @@ class Stream:
         slots: int,
         slot_bytes: int,
         readers: int = READERS,
+        trace: Trace | None = None,
     ) -> None:
         self.stats = StreamStats()
+        self.trace = trace
         self._files = files
         self._entries = [_Entry(group, layout, group.streamed) for group, layout in groups]
         self._order = AccessOrder(len(groups), lambda index: self._entries[index].settled)
@@ -292,6 +296,8 @@ class Stream:
             self._changed.wait()
         if began is not None:
             self.stats.waited_s += time.monotonic() - began
+            if self.trace is not None:
+                self.trace.add("wait", entry.group.module, began)
 
     def _raise_if_over(self) -> None:
         if self._error is not None:
@@ -306,7 +312,10 @@ class Stream:
         try:
             while (taken := self._take()) is not None:
                 entry, chunk, memory = taken
+                began = time.monotonic()
                 got = self._read(chunk, memory)
+                if self.trace is not None:
+                    self.trace.add("read", entry.group.module, began, got)
                 if self._was_last(entry, got):
                     self._files.check(entry.layout.files)
                     self._finish(entry)
