@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": ("outsize.cli.command_eval", "evaluate on tasks of lm-evaluation-harness"),
     "convert": ("outsize.cli.command_convert", "turn a model's weights into int8 or int4, once"),
     "verify": ("outsize.cli.command_verify", "check every tensor of a converted model"),
+    "bench": ("outsize.cli.command_bench", "measure a model's speed beside what was predicted"),
     "probe": ("outsize.cli.command_probe", "measure this machine once, so that plans need not assume"),
     "doctor": ("outsize.cli.command_doctor", "say whether all is as it should be here"),
 }

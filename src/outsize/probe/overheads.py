@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +26,7 @@ import outsize
 from outsize.machine.machine import Machine, Overheads
 from outsize.paths import outsize_cache
 from outsize.planner.sweep_cost import SweepCost, Turn
+from outsize.probe.timed_generation import Timed, fastest_of_two, random_prompt
 
 DEMO = Path(str(resources.files("outsize"))) / "demo_model"  # eight blocks of 0.4 MB: all stay in the caches
 # Four blocks of 100 MB each in bfloat16: nothing stays.
@@ -39,15 +39,6 @@ FEW_BLOCKS = 2  # of the demo model, to tell the blocks' seconds from the loop's
 TOKENS = 24
 SHORT, PROMPT, LONG = 16, 512, 2048  # tokens of prompts
 START_S = 60.0  # most that a start may take
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """One generation: seconds to its first token, the median of a further one, and tokens in the cache meanwhile."""
-
-    first_s: float
-    token_s: float
-    past: int
 
 
 def measure_overheads(machine: Machine, say: Callable[[str], None]) -> dict[str, float]:
@@ -73,12 +64,12 @@ def _small(machine: Machine, folder: Path) -> dict[str, float]:
     for path in (folder, DEMO):
         with running(path) as model:
             blocks = len(model.outsize.spec.blocks)
-            rests[blocks] = _rest(none, model, timed(model, SHORT, TOKENS))
+            rests[blocks] = _rest(none, model, fastest_of_two(model, SHORT, TOKENS))
     (few, least), (many, most) = sorted(rests.items())
     block_s = max(most - least, 0.0) / (many - few)
     with running(DEMO, weight_limits={"ram": 0}) as model:
         groups = sum(group.streamed for group in model.outsize.plan.groups)
-        streamed = _rest(none, model, timed(model, SHORT, TOKENS))
+        streamed = _rest(none, model, fastest_of_two(model, SHORT, TOKENS))
     return {
         "small_block_s": block_s,
         "token_s": max(most - many * block_s, 0.0),
@@ -91,22 +82,22 @@ def _large(machine: Machine, folder: Path) -> dict[str, float]:
     write_large(folder)
     found = {}
     with running(folder) as model:
-        timed(model, SHORT, 2)  # the first sweep is the load
+        fastest_of_two(model, SHORT, 2)  # the first sweep is the load
         blocks = len(model.outsize.spec.blocks)
         none = replace(machine, overheads=replace(machine.overheads, block_s=0, small_block_s=0))
-        found["block_s"] = max(_rest(none, model, timed(model, SHORT, TOKENS)), 0.0) / blocks
+        found["block_s"] = max(_rest(none, model, fastest_of_two(model, SHORT, TOKENS)), 0.0) / blocks
         known = replace(machine.overheads, block_s=found["block_s"], activation_traffic=0.0)
         cached = replace(machine, overheads=replace(known, kv_traffic=0))
-        long = timed(model, LONG, TOKENS // 2)
+        long = fastest_of_two(model, LONG, TOKENS // 2)
         cache = sum(module.cache.bytes_for(long.past, encoder_tokens=0) for module in model.outsize.spec.modules)
         found["kv_traffic"] = max(_rest(cached, model, long), 0.0) * machine.ram.bytes_per_s / cache
         matmuls = _cost(replace(machine, overheads=known), model).sweep_s([Turn(1, PROMPT, 0, 1, first=True)])
-        rest = max(timed(model, PROMPT, 2).first_s - matmuls, 0.0)
+        rest = max(fastest_of_two(model, PROMPT, 2).first_s - matmuls, 0.0)
         activations = blocks * int(model.outsize.spec.workspace.linear) * (PROMPT - 1)
         found["activation_traffic"] = rest * machine.ram.bytes_per_s / activations
     with running(folder, weight_limits={"ram": 0}) as model:
-        timed(model, SHORT, 2)
-        streamed = timed(model, SHORT, TOKENS // 2)
+        fastest_of_two(model, SHORT, 2)
+        streamed = fastest_of_two(model, SHORT, TOKENS // 2)
         reading = model.outsize.plan.predicted.disk_bytes_per_token / machine.disk.bytes_per_s
         found["stream_share"] = min(reading / streamed.token_s, 1.0)
     return found
@@ -127,7 +118,7 @@ def start() -> float:
     """Seconds from the load's begin to the first token of the demo model, which computes for next to nothing."""
     began = time.monotonic()
     with running(DEMO) as model:
-        model.generate(_prompt(model, 1), max_new_tokens=1, do_sample=False)
+        model.generate(random_prompt(model, 1), max_new_tokens=1, do_sample=False)
         return time.monotonic() - began
 
 
@@ -136,39 +127,6 @@ def running(folder: Path, **options: Any) -> Iterator[Any]:
     """A model, loaded without GPUs, and closed at the end."""
     with outsize.load(folder, no_gpu=True, **options) as model:
         yield model
-
-
-def timed(model: Any, prompt: int, tokens: int) -> Timed:
-    """Generates from random tokens, twice where the model is there already: the faster, which less disturbed."""
-    loading = not model.outsize.stats.sweeps
-    runs = [_timed(model, prompt, tokens) for _ in range(1 if loading else 2)]
-    return replace(min(runs, key=lambda run: run.token_s), first_s=min(run.first_s for run in runs))
-
-
-def _timed(model: Any, prompt: int, tokens: int) -> Timed:
-
-    class Clock:
-        def __init__(self) -> None:
-            self.at: list[float] = [time.monotonic()]
-
-        def put(self, value: Any) -> None:
-            self.at.append(time.monotonic())
-
-        def end(self) -> None:
-            """As transformers' streamers have it."""
-
-    clock = Clock()
-    with torch.inference_mode():
-        model.generate(
-            _prompt(model, prompt), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, streamer=clock
-        )
-    began, *at = clock.at[1:]  # the prompt comes first
-    gaps = [two - one for one, two in zip([began, *at], at, strict=False)]
-    return Timed(gaps[0], statistics.median(gaps[1:]), prompt + tokens // 2)
-
-
-def _prompt(model: Any, tokens: int) -> torch.Tensor:
-    return torch.randint(3, model.outsize.spec.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
 
 
 def _cost(machine: Machine, model: Any) -> SweepCost:
