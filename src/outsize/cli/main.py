@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": ("outsize.cli.command_demo", "see a model split over memory and disk answer prompts; no network"),
     "run": ("outsize.cli.command_run", "generate text from a prompt"),
     "chat": ("outsize.cli.command_chat", "talk with an instruct model"),
+    "serve": ("outsize.cli.command_serve", "answer many clients: OpenAI's interface, and a web page"),
     "plan": ("outsize.cli.command_plan", "say what fits where, and how fast it would be"),
     "score": ("outsize.cli.command_score", "score the choices of a whole dataset"),
     "batch": ("outsize.cli.command_batch", "generate text for a whole dataset of prompts"),

@@ -63,7 +63,10 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A new token, and the text that is certain with it; often none, sometimes that of several."""
+    """A new token, and the text that is certain with it; often none, sometimes that of several.
+
+    One that ends the answer has no text, and is told only where it is asked how likely tokens are.
+    """
 
     token: int
     text: str
@@ -175,12 +178,14 @@ class Answer:
             return True
         self.new.append(token)
         self._service.counts.new_tokens += 1
-        if token in self._ends or token in self._stop_ids:
-            self._finish = "eos" if token in self._ends else "stop"
-            return True
         likely = None
         if self.wish.logprobs is not None and draw.scores is not None:
             likely = likeliest(draw.scores, [token], self.wish.logprobs)[0]
+        if token in self._ends or token in self._stop_ids:
+            self._finish = "eos" if token in self._ends else "stop"
+            if likely is not None:
+                self.tell(Token(token, "", likely))
+            return True
         self.tell(Token(token, self._text.push(token), likely))
         if self._text.stopped:
             self._finish = "stop"
