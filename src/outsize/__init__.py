@@ -8,6 +8,7 @@ Importing this package loads no torch: ``plan`` and ``load`` come from ``outsize
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from outsize.errors import (
@@ -25,6 +26,10 @@ from outsize.version import __version__
 
 if TYPE_CHECKING:
     from outsize.api import load, plan
+
+# OpenMP reads it when torch loads it. Where another process keeps one thread from its core, threads that spin while
+# they wait for it make a token up to twenty times slower; those that sleep, about twice (bench/busy.py, docs/log.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 __all__ = [
