@@ -114,7 +114,7 @@ def prepare(
     spec = folder_spec(folder, options.auto_class)
     if prompt is not None and folder.path is not None:
         tokens = max(prompt(folder.path), 1)
-        # Where the count is an upper bound it may pass the model's positions, which the prompt itself does not.
+        # A prompt of more tokens than positions is refused afterwards, in words of its own.
         most = min(tokens + new_tokens, spec.max_positions or tokens + new_tokens)
         options = replace(options, prompt=tokens, context=options.context or most)
     machine = options.machine(model_path=folder.path)

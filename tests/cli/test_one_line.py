@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 from checkpoints import ARCHITECTURES, write_checkpoint
-from cli.datasets import DEMO
+from cli.datasets import DEMO, write_lines
 from cli.harness_models import bundled, change, poisoned
 
 from outsize.cli import command_plan, edge
 from outsize.cli.main import main
 from outsize.errors import DoesNotFit, OutsizeError
+from outsize.evals import dataset_run
 
 Captured = pytest.CaptureFixture[str]
 
@@ -146,6 +147,21 @@ def test_more_tokens_than_positions(short: Path, capsys: Captured) -> None:
     assert "--max-new-tokens 29" in one_line(code, capsys, 2)
     assert main(["run", str(short), "a" * 100, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["new_tokens"] <= 29
+
+
+def test_datasets_of_more_tokens_than_positions(
+    short: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a" * 100}])
+    assert main(["batch", str(short), str(data)]) == 0  # the default shrinks
+    assert json.loads(capsys.readouterr().out)["new_tokens"] <= 29
+    monkeypatch.setattr(dataset_run, "open_model", None)  # what does not fit is refused before the load
+    said = one_line(main(["batch", str(short), str(data), "--max-new-tokens", "64"]), capsys, 1)
+    assert "128 positions: at most 29 new ones fit" in said
+    for row in ({"prompt": "a" * 129}, {"context": "a" * 120, "choices": ["b" * 10]}):
+        data = write_lines(tmp_path / "d.jsonl", [row])
+        command = "batch" if "prompt" in row else "score"
+        assert "129 tokens are more than" in one_line(main([command, str(short), str(data)]), capsys, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """``outsize plan`` from its arguments to its text, JSON and pictures."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -162,6 +163,23 @@ def test_a_dataset_is_planned_as_a_whole(capsys, tmp_path):
     assert shown["dataset"]["sequences"] == 16
     assert [plan["dataset"]["sweeps"] for plan in shown["plans"]] == [1]
     assert answer(capsys, str(DEMO), "--dataset", str(data), *options).count("scored") == 1
+
+
+def test_a_dataset_has_the_tokens_that_the_model_is_given(capsys, tmp_path):
+    folder = shutil.copytree(DEMO, tmp_path / "model")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    special = {"id": "<pad>", "type_id": 0}
+    template = {
+        "type": "TemplateProcessing",
+        "pair": [],
+        "special_tokens": {"<pad>": {"id": "<pad>", "ids": [0], "tokens": ["<pad>"]}},
+    }
+    template["single"] = [{"SpecialToken": special}, {"Sequence": {"id": "A", "type_id": 0}}]
+    (folder / "tokenizer.json").write_text(json.dumps({**whole, "post_processor": template}))
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "abc"}, {"context": "abc", "choices": ["de", "f"]}])
+    shown = json.loads(answer(capsys, str(folder), "--dataset", str(data), "--weights", "native", "--json"))
+    # One special token before each text; the last token of a choice is nobody's input.
+    assert (shown["dataset"]["tokens"], shown["dataset"]["longest"]) == (4 + 5 + 4, 5)
 
 
 def test_a_dataset_of_so_many_sequences(capsys):

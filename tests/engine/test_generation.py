@@ -83,7 +83,7 @@ BAD = {
     "max_new_tokens must be at least 1, not 0": GenerateRequest("bad", (5,), max_new_tokens=0),
     "a temperature must not be below 0": GenerateRequest("bad", (5,), temperature=-1.0),
     "token 99 is none of the model's": GenerateRequest("bad", (99,)),
-    "129 tokens are more than the model's 128 positions": GenerateRequest("bad", (5,) * 120, max_new_tokens=10),
+    "128 positions: at most 9 new ones fit": GenerateRequest("bad", (5,) * 120, max_new_tokens=10),
 }
 
 

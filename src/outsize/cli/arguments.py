@@ -9,6 +9,9 @@ from outsize.options import LoadOptions
 from outsize.planner.plan import WEIGHTS
 from outsize.sizes import parse_size
 
+NEW_TOKENS = 64
+NEW_TOKENS_HELP = f"(default: {NEW_TOKENS}, or as many as the model has positions for)"
+
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """MODEL and ``--revision``. MODEL is None where it is not ``required`` and not there."""

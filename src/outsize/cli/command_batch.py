@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_request(parser, dataset=True)
     arguments.add_trace(parser)
     dataset.add_data(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of each prompt (default: 64)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help=f"of each prompt {arguments.NEW_TOKENS_HELP}")
     arguments.add_sampling(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="each id draws with its own (default: 0)")
     parser.add_argument(
@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.top_k, seed=args.seed)
+    asked = args.max_new_tokens is not None
+    settings = Settings(
+        args.max_new_tokens if asked else arguments.NEW_TOKENS, args.temperature, args.top_p, args.top_k, seed=args.seed
+    )
     stop = tuple(text.replace("\\n", "\n") for text in args.stop if text)
 
     def request(line: Record, encoder: Encoder) -> GenerateRequest | str:
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         return GenerateRequest(
             line.key,
             tokens,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens if asked else encoder.new_tokens(tokens, arguments.NEW_TOKENS),
             temperature=settings.temperature or 0.0,
             top_p=settings.top_p,
             top_k=settings.top_k,

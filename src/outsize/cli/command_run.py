@@ -17,7 +17,7 @@ from outsize.api import prepare
 from outsize.cli import arguments, trace_file
 from outsize.engine.chat_template import Message, as_messages, chat_tokens
 from outsize.engine.loader import Opening, check_fits, open_model
-from outsize.engine.text import Generation, Settings, fitting, generate, most_tokens
+from outsize.engine.text import Generation, Settings, fitting, generate
 from outsize.errors import OutsizeError, UsageError, said
 from outsize.evals.token_counter import TokenCounter
 from outsize.machine.detect import identity
@@ -25,9 +25,6 @@ from outsize.machine.history import history_path, remember
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
 from outsize.store.trace import Trace
-
-NEW_TOKENS = 64
-NEW_TOKENS_HELP = f"(default: {NEW_TOKENS}, or as many as the model has positions for)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='a conversation to answer: [{"role": ..., "content": ...}, ...]',
     )
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help=NEW_TOKENS_HELP)
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help=arguments.NEW_TOKENS_HELP)
     arguments.add_sampling(parser)
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search (default: 1, none)")
     parser.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
@@ -55,13 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     trace = trace_file.check(args.trace)
     asked = args.max_new_tokens is not None
-    new_tokens = args.max_new_tokens if asked else NEW_TOKENS
+    new_tokens = args.max_new_tokens if asked else arguments.NEW_TOKENS
     settings = Settings(new_tokens, args.temperature, args.top_p, args.top_k, args.beams, args.seed)
     asked_for = Messages(read_messages(args)) if args.chat or args.json_messages or args.system else None
     prompt = "" if asked_for else read_prompt(args.prompt, args.prompt_file)
-    opening, counted = _prepare(args, asked_for or prompt, settings)
-    if counted is not None:
-        settings = fitting(settings, counted, opening.spec, asked=asked)
+    opening, prompt_tokens = _prepare(args, asked_for or prompt, settings)
+    settings = fitting(settings, prompt_tokens, opening.spec, asked=asked)
     check_fits(opening.spec, opening.plan)
     spec, plan = opening.spec, opening.plan
     if not args.json:
@@ -156,19 +152,14 @@ def read_messages(args: argparse.Namespace) -> list[Message]:
     return [*system, *messages]
 
 
-def _prepare(args: argparse.Namespace, prompt: str | Messages, settings: Settings) -> tuple[Opening, int | None]:
-    """What was decided, and the prompt's tokens where they were counted and not only bounded."""
+def _prepare(args: argparse.Namespace, prompt: str | Messages, settings: Settings) -> tuple[Opening, int]:
+    """What was decided, and the prompt's tokens."""
     options = replace(arguments.options(args), batch=max(args.batch, settings.beams))
     counted: list[int] = []
 
     def tokens(folder: Path) -> int:
-        if isinstance(prompt, Messages):
-            counted.append(prompt.count(folder))
-            return counted[0]
-        counter = TokenCounter(folder)
-        if counter.exact:
-            counted.append(counter.count(prompt))
-        return counted[0] if counted else most_tokens(prompt)
+        counted.append(prompt.count(folder) if isinstance(prompt, Messages) else TokenCounter(folder).count(prompt))
+        return counted[0]
 
     with progress.bars(quiet=args.json) as bar:
         opening = prepare(
@@ -179,7 +170,7 @@ def _prepare(args: argparse.Namespace, prompt: str | Messages, settings: Setting
             on_download=bar("downloading"),
             on_convert=bar("converting"),
         )
-    return opening, counted[0] if counted else None
+    return opening, counted[0]
 
 
 def _to_stdout(text: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from outsize.api import folder_in
 from outsize.cli import arguments, trace_file
-from outsize.errors import UsageError
+from outsize.errors import OutsizeError, UsageError
 from outsize.evals.dataset_run import SCHEMA, DatasetRunner, Job, Line, Row, Summary
 from outsize.evals.records import STANDARD_INPUT, read_records
 from outsize.evals.results import line_of
@@ -64,13 +64,22 @@ def run_dataset(args: argparse.Namespace, job: Job, wanted: Sequence[str], eithe
     records = read_records(
         args.data, wanted=wanted, either=either, columns=columns, config=args.config, split=args.split
     )
-    summary = complete(args, job, records, _to_stdout if out is None else lambda row: None)
+    failed: list[str] = []
+
+    def see(row: Row) -> None:
+        if "error" in row:
+            failed.append(str(row["error"]))
+        if out is None:
+            _to_stdout(row)
+
+    summary = complete(args, job, records, see)
     if args.json:
         print(json.dumps({"schema": SCHEMA, **asdict(summary)}))
     else:
         note(json.dumps(asdict(summary)))
-    failed = summary.rows and summary.errors == summary.rows and not summary.rows_before
-    return 1 if failed else 0  # nothing that was asked for was computed
+    if summary.rows and summary.errors == summary.rows and not summary.rows_before:
+        raise OutsizeError(f"not one of {summary.rows} rows could be computed; the first: {failed[0]}")
+    return 0
 
 
 def complete(args: argparse.Namespace, job: Job, lines: Sequence[Line], see: Callable[[Row], None]) -> Summary:

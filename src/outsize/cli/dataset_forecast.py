@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from outsize.cli import command_score
 from outsize.cli.table import table
+from outsize.engine.chat_template import as_messages, chat_tokens
+from outsize.engine.request import GenerateRequest, ScoreRequest, is_text
 from outsize.errors import UsageError
-from outsize.evals.dataset_model import plan_for
+from outsize.evals.dataset_model import dataset_of, plan_for
 from outsize.evals.records import Record, read_records
+from outsize.evals.requests import Encoder
 from outsize.evals.token_counter import TokenCounter
 from outsize.machine.machine import Machine
 from outsize.models.resolve import find_folder
@@ -60,7 +64,7 @@ class Forecast:
 
 def forecast(args: argparse.Namespace, options: LoadOptions, spec: ModelSpec, machine: Machine) -> Forecast:
     """What a dataset would take. Raises UsageError for one that is empty, or that cannot be counted."""
-    dataset = _dataset(args)
+    dataset = _dataset(args, spec)
     if not dataset.tokens or min(dataset.tokens) < 1 or dataset.new_tokens < 0:
         raise UsageError("there is nothing to plan for", need="a sequence of one token at least")
     formats = (args.weights,) if args.weights else ("native",) if spec.formats else WEIGHTS
@@ -69,7 +73,7 @@ def forecast(args: argparse.Namespace, options: LoadOptions, spec: ModelSpec, ma
     return Forecast(dataset, plans, predictions, choose_for_dataset(plans, predictions))
 
 
-def _dataset(args: argparse.Namespace) -> Dataset:
+def _dataset(args: argparse.Namespace, spec: ModelSpec) -> Dataset:
     new_tokens = args.max_new_tokens or 0
     if args.sequences is not None:
         if args.tokens is None or args.dataset is not None:
@@ -77,29 +81,31 @@ def _dataset(args: argparse.Namespace) -> Dataset:
         return Dataset((args.tokens,) * args.sequences, new_tokens)
     records = read_records(args.dataset)
     folder = find_folder(args.model, args.revision)
-    counter = TokenCounter(folder.path) if folder is not None and folder.path is not None else None
-    if counter is None or not counter.exact:
+    if folder is None or folder.path is None:
         raise UsageError(
             f"{args.model}: no tokenizer on this machine counts the tokens of {args.dataset}",
             remedy="--sequences N --tokens N, or download the model first",
         )
-    tokens: list[int] = []
-    scored = 1
-    for record in records:
-        few = [(counter.count(text), counter.count(choice)) for text, choice in _texts(record)]
-        tokens += [max(context + choice, 1) for context, choice in few]
-        scored = max([scored, *(choice for _, choice in few)])
-    return Dataset(tuple(tokens), new_tokens, scored)
+    counter = TokenCounter(folder.path)
+    encoder = Encoder(counter, argparse.Namespace(**folder.config), encoder_decoder=spec.encoder_decoder)
+    found = [dataset_of(_requests(record, encoder, counter)) for record in records if not record.error]
+    tokens = [count for one in found for count in one.tokens]
+    return Dataset(tuple(tokens), new_tokens, max((one.scored for one in found), default=1))
 
 
-def _texts(record: Record) -> list[tuple[str, str]]:
-    """The sequences of a line of either command: prompts, or contexts with a choice each."""
+def _requests(
+    record: Record, encoder: Encoder, counter: TokenCounter
+) -> Sequence[GenerateRequest] | Sequence[ScoreRequest]:
+    """What ``batch`` or ``score`` would ask for a line; nothing where they would say why they cannot."""
     fields = record.fields
-    if isinstance(fields.get("prompt"), str):
-        return [(fields["prompt"], "")]
-    if isinstance(fields.get("messages"), list):  # about: what the template adds is some tokens for each
-        contents = [m.get("content") for m in fields["messages"] if isinstance(m, dict)]
-        return [("\n".join(text for text in contents if isinstance(text, str)), "")]
-    if isinstance(fields.get("context"), str) and isinstance(fields.get("choices"), list):
-        return [(fields["context"], choice) for choice in fields["choices"] if isinstance(choice, str)]
+    try:
+        if "messages" in fields:
+            return [GenerateRequest("", chat_tokens(counter.whole, as_messages(fields["messages"])))]
+    except UsageError:
+        return []
+    if is_text(fields.get("prompt")):
+        return [GenerateRequest("", encoder.prompt(fields["prompt"]))]
+    if "context" in fields and "choices" in fields:
+        asked = command_score.request(record, encoder)
+        return [] if isinstance(asked, str) else [asked]
     return []

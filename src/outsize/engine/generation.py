@@ -15,7 +15,7 @@ from outsize.engine.finite import NOT_FINITE
 from outsize.engine.prefix_cache import prefix_cache
 from outsize.engine.request import GenerateRequest, GenerateResult
 from outsize.engine.sampling import Draw, End
-from outsize.engine.sequence import Row, padded, too_long, unknown_token
+from outsize.engine.sequence import Row, padded, refusal
 from outsize.engine.sweep import Sweep
 from outsize.engine.text import PLAIN_OUTPUT
 from outsize.errors import UsageError
@@ -149,17 +149,9 @@ class Generating(Work):
 
     def _why_not(self, request: GenerateRequest) -> str:
         """Why a request cannot be computed, or nothing."""
-        if not request.prompt:
-            return "the prompt is empty"
-        if request.max_new_tokens < 1:
-            return f"max_new_tokens must be at least 1, not {request.max_new_tokens}"
-        if request.temperature < 0:
-            return f"a temperature must not be below 0, as {request.temperature} is"
-        if error := unknown_token(request.prompt, self.spec):
+        if error := refusal(request, self.spec):
             return error
         tokens, new = len(request.prompt), request.max_new_tokens
-        if error := too_long(max(tokens, new) if self.spec.encoder_decoder else tokens + new - 1, self.spec):
-            return error
         if not self.packer.has_room(Shape(1, tokens, new_tokens=new, cached=True)):
             return f"{tokens} tokens and {new} new ones do not fit into the memory that the plan leaves"
         return ""

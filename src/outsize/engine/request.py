@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from outsize.models.spec import ModelSpec
+
 Finish = Literal["eos", "stop", "length", ""]
 
 
@@ -82,6 +84,19 @@ class DatasetProgress:
     sweeps: int
     tokens: int
     disk_bytes: int
+
+
+def most_new_tokens(prompt_tokens: int, spec: ModelSpec) -> int | None:
+    """New tokens that a model has positions for after a prompt, below 1 where it has none; None where it sets no end.
+
+    The last new token takes no position, because nothing reads it. An encoder's prompt takes none of the decoder's.
+    """
+    positions = spec.max_positions
+    if positions is None:
+        return None
+    if spec.encoder_decoder:
+        return positions if prompt_tokens <= positions else 0
+    return positions - prompt_tokens + 1 if prompt_tokens <= positions else 0
 
 
 def is_text(value: Any) -> bool:

@@ -14,7 +14,7 @@ from outsize.engine.finite import NOT_FINITE
 from outsize.engine.logits import Pick, likelihoods
 from outsize.engine.prefix_cache import prefix_cache
 from outsize.engine.request import ScoreRequest, ScoreResult
-from outsize.engine.sequence import Row, Want, padded, rows_of, too_long, unknown_token
+from outsize.engine.sequence import Row, Want, padded, refusal, rows_of, scored_tokens
 from outsize.engine.sweep import Sweep
 from outsize.models.spec import ModelSpec
 from outsize.models.tracing.cache_argument import with_cache
@@ -132,22 +132,11 @@ class Scoring(Work):
 
     def _why_not(self, request: ScoreRequest) -> str:
         """Why a request cannot be computed, or nothing."""
-        if not request.continuations:
-            return "there is nothing to score"
-        if not request.context:
-            return "the context is empty: it needs one token at least"
-        if not all(request.continuations):
-            return "a continuation is empty"
-        for tokens in (request.context, *request.continuations):
-            if error := unknown_token(tokens, self.spec):
-                return error
-        longest = max(len(tokens) for tokens in request.continuations)
-        both = [len(request.context), longest] if self.spec.encoder_decoder else [len(request.context) + longest - 1]
-        if error := too_long(max(both), self.spec):
+        if error := refusal(request, self.spec):
             return error
-        shape = Shape(1, max(both), scored=longest)
-        if not self.packer.has_room(shape):
-            return f"{max(both)} tokens do not fit into the memory that the plan leaves; try: a larger context or batch"
+        tokens, longest = scored_tokens(request, self.spec), max(len(tokens) for tokens in request.continuations)
+        if not self.packer.has_room(Shape(1, tokens, scored=longest)):
+            return f"{tokens} tokens do not fit into the memory that the plan leaves; try: a larger context or batch"
         return ""
 
 

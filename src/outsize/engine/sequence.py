@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from outsize.engine.request import ScoreRequest
+from outsize.engine.request import GenerateRequest, ScoreRequest, most_new_tokens
 from outsize.models.spec import ModelSpec
 
 
@@ -79,6 +79,47 @@ def too_long(tokens: int, spec: ModelSpec) -> str:
     """That a sequence has more tokens than the model has positions, or nothing."""
     if spec.max_positions is not None and tokens > spec.max_positions:
         return f"{tokens} tokens are more than the model's {spec.max_positions} positions"
+    return ""
+
+
+def refusal(request: ScoreRequest | GenerateRequest, spec: ModelSpec) -> str:
+    """Why no memory is enough to compute a request, or nothing."""
+    return _not_scored(request, spec) if isinstance(request, ScoreRequest) else _not_generated(request, spec)
+
+
+def _not_scored(request: ScoreRequest, spec: ModelSpec) -> str:
+    if not request.continuations:
+        return "there is nothing to score"
+    if not request.context:
+        return "the context is empty: it needs one token at least"
+    if not all(request.continuations):
+        return "a continuation is empty"
+    for tokens in (request.context, *request.continuations):
+        if error := unknown_token(tokens, spec):
+            return error
+    return too_long(scored_tokens(request, spec), spec)
+
+
+def scored_tokens(request: ScoreRequest, spec: ModelSpec) -> int:
+    """Tokens of the longest sequence that scoring a request computes. Nothing comes after a continuation's last one."""
+    longest = max(len(tokens) for tokens in request.continuations)
+    before = len(request.context)
+    return max(before, longest) if spec.encoder_decoder else before + longest - 1
+
+
+def _not_generated(request: GenerateRequest, spec: ModelSpec) -> str:
+    if not request.prompt:
+        return "the prompt is empty"
+    if request.max_new_tokens < 1:
+        return f"max_new_tokens must be at least 1, not {request.max_new_tokens}"
+    if request.temperature < 0:
+        return f"a temperature must not be below 0, as {request.temperature} is"
+    if error := unknown_token(request.prompt, spec) or too_long(len(request.prompt), spec):
+        return error
+    left = most_new_tokens(len(request.prompt), spec)
+    if left is not None and request.max_new_tokens > left:
+        both = f"{len(request.prompt)} tokens of the prompt and {request.max_new_tokens} new ones"
+        return f"{both} are more than the model's {spec.max_positions} positions: at most {left} new ones fit"
     return ""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from outsize.engine.request import most_new_tokens
 from outsize.errors import OutsizeError, UnsupportedModel, UsageError, said
 from outsize.models.files.tokenizer_limits import check_vocabulary, tokenizer_errors
 from outsize.models.spec import ModelSpec
@@ -21,7 +22,6 @@ PLAIN_OUTPUT = {
     "output_hidden_states": False,
     "output_attentions": False,
 }
-ROOM = 16  # tokens that a tokenizer may add of its own, where its vocabulary cannot be asked beforehand
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +97,15 @@ class Watch:
         self._text.end()
 
 
-def most_tokens(prompt: str) -> int:
-    """An upper bound of a prompt's tokens, for plans where no tokenizer can be asked without transformers."""
-    return len(prompt.encode(errors="replace")) + ROOM
-
-
 def fitting(settings: Settings, prompt_tokens: int, spec: ModelSpec, *, asked: bool) -> Settings:
     """The settings where prompt and answer have positions in the model; fewer new tokens where none were asked for.
 
-    The last new token takes no position, because nothing reads it. Raises UsageError.
+    Raises UsageError.
     """
-    positions = spec.max_positions
-    if positions is None:
+    positions, left = spec.max_positions, most_new_tokens(prompt_tokens, spec)
+    if left is None:
         return settings
-    left = positions if spec.encoder_decoder else positions - prompt_tokens + 1
-    if prompt_tokens > positions:
+    if left < 1:
         raise UsageError(
             "the prompt is too long",
             need=f"at most {positions} tokens",

@@ -202,18 +202,21 @@ class DatasetRunner:
         sound = {line.key: line for line in missing if not line.error}
         if not sound:
             return
+        from outsize.engine.sequence import refusal
         from outsize.models.tracing.pretrained import load_tokenizer
 
         assert self.folder.path is not None
         tokenizer = load_tokenizer(self.folder.path)
-        both = folder_spec(self.folder).encoder_decoder
-        encoder = Encoder(tokenizer, Namespace(**self.folder.config), encoder_decoder=both)
+        spec = folder_spec(self.folder)
+        config = Namespace(**self.folder.config)
+        encoder = Encoder(tokenizer, config, encoder_decoder=spec.encoder_decoder, spec=spec)
         requests = []
         for line in sound.values():
             request = job.request(line, encoder)
-            if isinstance(request, str):
-                tell(line, {"error": request})
-            else:
+            error = request if isinstance(request, str) else refusal(request, spec)
+            if error:
+                tell(line, {"error": error})
+            elif not isinstance(request, str):
                 requests.append(request)
         for result in self.results(requests, summary, tokenizer):
             line = sound[result.id]

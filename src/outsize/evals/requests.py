@@ -6,19 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from outsize.engine.chat_template import as_messages, chat_tokens
-from outsize.engine.request import ScoreRequest
+from outsize.engine.request import ScoreRequest, most_new_tokens
 from outsize.models.files.tokenizer_limits import tokenizer_errors
+from outsize.models.spec import ModelSpec
 
 
 class Encoder:
     """A tokenizer, seen from requests. ``encoder_decoder``: contexts go to an encoder, continuations to a decoder.
 
     ``prefix``: the token that stands for an empty context, if not the tokenizer's first-of-sequence token, else its
-    last one, else the model's; None where there is none at all.
+    last one, else the model's; None where there is none at all. ``spec``: of the model, whose positions bound what is
+    generated where nobody asked for a number.
     """
 
-    def __init__(self, tokenizer: Any, config: Any, *, encoder_decoder: bool, prefix: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: Any,
+        *,
+        encoder_decoder: bool,
+        prefix: int | None = None,
+        spec: ModelSpec | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self._spec = spec
         self.encoder_decoder = encoder_decoder
         self.prefix = prefix_token(tokenizer, config) if prefix is None else prefix
         self._prefix_text = "" if self.prefix is None else tokenizer.decode([self.prefix])
@@ -34,6 +45,14 @@ class Encoder:
         """Tokens of a prompt as the tokenizer makes them by itself, which is what ``outsize run`` gives the model."""
         with tokenizer_errors():
             return tuple(self.tokenizer.encode(text, verbose=False))
+
+    def new_tokens(self, prompt: Sequence[int], usual: int) -> int:
+        """New tokens where none were asked for: the usual number, or as many as the model has positions for.
+
+        One at least: a prompt that leaves no position is refused for itself.
+        """
+        left = None if self._spec is None else most_new_tokens(len(prompt), self._spec)
+        return usual if left is None else max(min(usual, left), 1)
 
     def chat(self, messages: Any) -> tuple[int, ...]:
         """Tokens of a conversation, by the model's chat template. Raises UsageError for messages that are none."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import fakehub
 import pytest
@@ -367,6 +368,21 @@ def test_bounds_within_bounds_leave_the_session_as_it_was(hub: FakeHub) -> None:
             assert get_session().send is not outer
         assert get_session().send is outer
     assert "send" not in vars(get_session())
+
+
+@pytest.mark.parametrize("change", [{"size": "9"}, {"size": -5}, {"size": 0.5}, {"rfilename": 5}], ids=str)
+def test_a_file_that_cannot_be(hub: FakeHub, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    honest = fakehub.describe
+
+    def describe(model_id: str, files: dict[str, bytes]) -> dict[str, Any]:
+        said = honest(model_id, files)
+        said["siblings"][0].update(change)
+        return said
+
+    monkeypatch.setattr(fakehub, "describe", describe)
+    with pytest.raises(HubUnreachable, match="a file that cannot be"):
+        remote_model("some/model")
 
 
 @pytest.mark.parametrize("sha", ["../../../evil", "", "main", "/tmp/evil"])

@@ -21,9 +21,9 @@ def job_of(task: Task) -> Job:
         return encoder.score_request(line.key, line.context, texts)
 
     def text(line: Prompt, encoder: Encoder) -> GenerateRequest:
-        return GenerateRequest(
-            line.key, encoder.prompt(line.context), max_new_tokens=task.max_new_tokens, stop=task.stop
-        )
+        prompt, most = encoder.prompt(line.context), task.max_new_tokens
+        most = most if "max_new_tokens" in task.model_fields_set else encoder.new_tokens(prompt, most)
+        return GenerateRequest(line.key, prompt, max_new_tokens=most, stop=task.stop)
 
     if task.free:
         settings = {"task": task.name, "max_new_tokens": task.max_new_tokens, "stop": list(task.stop)}

@@ -90,11 +90,14 @@ def repository(model_id: str, revision: str | None = None, token: str | None = N
 
     with translated(model_id, revision):
         info = HfApi(token=token).model_info(model_id, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
-    files = {
-        sibling.rfilename: HubFile(sibling.rfilename, sibling.size, sibling.lfs.sha256 if sibling.lfs else "")
-        for sibling in info.siblings or ()
-        if sibling.size is not None
-    }
+    files = {}
+    for sibling in info.siblings or ():
+        if sibling.size is None:
+            continue
+        name, size, sha256 = sibling.rfilename, sibling.size, sibling.lfs.sha256 if sibling.lfs else ""
+        if not (isinstance(name, str) and isinstance(size, int) and size >= 0 and isinstance(sha256, str)):
+            raise HubUnreachable(f"{model_id}: the hub describes a file that cannot be", remedy=CHECK_NETWORK)
+        files[name] = HubFile(name, size, sha256)
     if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # it becomes the name of a folder
         raise HubUnreachable(f"{model_id}: the hub names no commit", remedy=CHECK_NETWORK)
     return Repository(model_id, str(info.sha), files)
