@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from outsize.errors import DamagedModel, ModelNotFound, UnsupportedModel, UntrustedModel
 from outsize.models.files.folder import ModelFile, open_folder
+from outsize.models.files.small_files import check_small_file
 from outsize.models.resolve import find_folder
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -209,4 +210,36 @@ def test_the_links_of_the_hugging_face_cache(tmp_path: Path, shared: bool) -> No
     (tmp_path / "2").write_bytes((blobs / "2").read_bytes())
     (snapshot / "model.safetensors").symlink_to("../../../../2")
     with pytest.raises(UntrustedModel):
+        open_folder(snapshot)
+
+
+@pytest.mark.parametrize("moved", ["all blobs", "each blob", "the repository"])
+def test_blobs_on_another_disk(tmp_path: Path, moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, repository = tmp_path / "disk", tmp_path / "hub" / "models--some--model"
+    snapshot, blobs = repository / "snapshots" / "c0ffee", repository / "blobs"
+    disk.mkdir()
+    if moved == "the repository":
+        repository.parent.mkdir()
+        repository.symlink_to(disk)
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name, content in (("config.json", b"{}"), ("model.safetensors", save({"a": torch.zeros(2)}))):
+        (blobs / name).write_bytes(content)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+        if moved == "each blob":
+            (blobs / name).rename(disk / name)
+            (blobs / name).symlink_to(disk / name)
+    if moved == "all blobs":
+        blobs.rename(disk / "b")
+        blobs.symlink_to(disk / "b")
+    if moved != "the repository":
+        with pytest.raises(UntrustedModel):  # anybody's archive may look like this
+            open_folder(snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert len(open_folder(snapshot).tensors) == 1
+    assert check_small_file(snapshot, "config.json").read_text() == "{}"
+    (snapshot / "config.json").unlink()
+    (tmp_path / "secret.json").write_text("{}")
+    (snapshot / "config.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(UntrustedModel, match=r"config\.json: is a link that leaves"):
         open_folder(snapshot)

@@ -235,8 +235,8 @@ def inside(folder: Path, name: str) -> Path:
     """The real path of a file in a model's folder, links followed.
 
     A link may lead elsewhere in the folder, or, in the Hugging Face cache, from ``models--ID/snapshots/REVISION`` to
-    ``models--ID/blobs`` or on to the cache's own ``blobs``. Raises UntrustedModel for any other, DamagedModel for one
-    that leads nowhere.
+    ``models--ID/blobs`` or on to the cache's own ``blobs``. In the cache that is this user's own, blobs may be links
+    themselves, to another disk. Raises UntrustedModel for any other, DamagedModel for one that leads nowhere.
     """
     try:
         root = folder.resolve(strict=True)
@@ -247,10 +247,26 @@ def inside(folder: Path, name: str) -> Path:
     repository = root.parent.parent
     if root.parent.name == "snapshots" and repository.name.startswith("models--"):
         allowed += [repository / "blobs", repository.parent / "blobs"]
-    if not any(target.is_relative_to(place) for place in allowed):
+    if not any(target.is_relative_to(place) for place in allowed) and not _is_own_blob(folder.absolute(), name):
         raise UntrustedModel(
             f"{folder / name}: is a link that leaves the model's folder",
             have=str(target),
             remedy="copy the file into the folder, or name the folder that it lies in",
         )
     return target
+
+
+def _is_own_blob(snapshot: Path, name: str) -> bool:
+    """Whether a file is a link to a blob of its repository, in the hub cache of this user.
+
+    Nobody but its owner and huggingface_hub, which copies files and no links, puts anything there: where the blobs lie
+    is the owner's choice. Of another folder with such names, a stranger's archive for one, that cannot be said.
+    """
+    from huggingface_hub import constants
+
+    repository, path = snapshot.parent.parent, snapshot / name
+    cache = Path(constants.HF_HUB_CACHE)
+    if snapshot.parent.name != "snapshots" or repository.parent not in (cache.absolute(), cache.resolve()):
+        return False
+    blob = os.path.normpath(path.parent / os.readlink(path)) if path.is_symlink() else ""
+    return os.path.dirname(blob) == str(repository / "blobs")
