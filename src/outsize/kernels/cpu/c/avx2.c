@@ -12,12 +12,9 @@
 
 #define FOLDS 0
 #define LAYOUT(kind) ((kind) == NIBBLES ? PLANES : WORDS) /* maddubs adds in 16 bits: enough for nibbles only */
-#define WIDTH 8
 #define AHEAD 2048 /* bytes; the hardware's own prefetching stops at every page */
 
-typedef __m256 vector;
-
-INLINE vector zero_vector(void) { return _mm256_setzero_ps(); }
+#include "float256.h"
 
 INLINE vector load_vector(const void *w, int type, int64_t i) {
     if (type == FP32) return _mm256_loadu_ps((const float *)w + i);
@@ -26,19 +23,10 @@ INLINE vector load_vector(const void *w, int type, int64_t i) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-INLINE vector load_floats(const float *x) { return _mm256_loadu_ps(x); }
 INLINE void store_floats(float *to, vector v) { _mm256_storeu_ps(to, v); }
-INLINE vector fused(vector a, vector b, vector sum) { return _mm256_fmadd_ps(a, b, sum); }
-INLINE vector add(vector a, vector b) { return _mm256_add_ps(a, b); }
 INLINE vector without(vector a, vector b) { return _mm256_sub_ps(a, b); }
 INLINE vector multiplied(vector a, vector b) { return _mm256_mul_ps(a, b); }
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0); }
-
-INLINE float sum_of(vector v) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-}
 
 #define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
 
@@ -98,11 +86,11 @@ INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int
 #include "norm.h"
 #include "plain.h"
 
-const struct build outsize_avx2 = {widen, plain, quantise, packed, dequantise, normalise};
+const struct build outsize_avx2 = {widen, plain, quantise, packed, dequantise, normalise, &outsize_bf12_avx2};
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 #else
-const struct build outsize_avx2 = {0, 0, 0, 0, 0, 0};
+const struct build outsize_avx2 = {0, 0, 0, 0, 0, 0, 0};
 #endif

@@ -18,11 +18,11 @@
 #include "norm.h"
 #include "plain.h"
 
-const struct build outsize_avx512 = {widen, plain, quantise, packed, dequantise, normalise};
+const struct build outsize_avx512 = {widen, plain, quantise, packed, dequantise, normalise, &outsize_bf12_avx512};
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 #else
-const struct build outsize_avx512 = {0, 0, 0, 0, 0, 0};
+const struct build outsize_avx512 = {0, 0, 0, 0, 0, 0, 0};
 #endif

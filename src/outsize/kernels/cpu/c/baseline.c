@@ -83,4 +83,4 @@ INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int
 #include "norm.h"
 #include "plain.h"
 
-const struct build outsize_baseline = {widen, plain, quantise, packed, dequantise, normalise};
+const struct build outsize_baseline = {widen, plain, quantise, packed, dequantise, normalise, &outsize_bf12_baseline};

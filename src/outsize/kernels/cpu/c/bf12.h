@@ -56,11 +56,6 @@ struct bf12_build {
     void (*multiply)(const struct bf12_call *, int64_t first_out, int64_t last_out);
 };
 
-extern const struct bf12_build outsize_bf12_baseline;
-extern const struct bf12_build outsize_bf12_avx2;
-extern const struct bf12_build outsize_bf12_avx512;
-extern const struct bf12_build outsize_bf12_bf16;
-
 /* Where element i of a group has its byte, within its 64. */
 INLINE int place_of(int i) { return (i & 24) * 2 + ((i & 32) >> 2) + (i & 7); }
 

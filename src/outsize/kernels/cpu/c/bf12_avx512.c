@@ -12,16 +12,11 @@
 
 #include "bf12_unpack512.h"
 
-#define WIDTH 16
+#include "float512.h"
+
 #define TILE 4
 
-typedef __m512 vector;
-
-INLINE vector zero_vector(void) { return _mm512_setzero_ps(); }
-INLINE vector load_floats(const float *x) { return _mm512_loadu_ps(x); }
 INLINE vector fused(vector a, vector b, vector sum) { return _mm512_fmadd_ps(a, b, sum); }
-INLINE vector add(vector a, vector b) { return _mm512_add_ps(a, b); }
-INLINE float sum_of(vector v) { return _mm512_reduce_add_ps(v); }
 
 INLINE uint8_t smallest_byte(__m512i v) {
     __m256i a = _mm256_min_epu8(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));

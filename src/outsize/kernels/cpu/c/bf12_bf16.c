@@ -12,16 +12,13 @@
 
 #include "bf12_unpack512.h"
 
-#define WIDTH 16
+#include "float512.h"
+
 #define TILE 4
 
-typedef __m512 vector;
 typedef uint16_t number;
 typedef __m512bh value;
 
-INLINE vector zero_vector(void) { return _mm512_setzero_ps(); }
-INLINE vector add(vector a, vector b) { return _mm512_add_ps(a, b); }
-INLINE float sum_of(vector v) { return _mm512_reduce_add_ps(v); }
 INLINE value load_values(const number *x) { return (value)_mm512_loadu_si512(x); }
 INLINE vector fused(value w, value x, vector sum) { return _mm512_dpbf16_ps(sum, w, x); }
 INLINE float float_at(const number *x, int64_t column) { return from_bf16(x[column]); }

@@ -4,14 +4,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define EXPORT __attribute__((visibility("default")))
-
 enum { ENCODED_AT_ONCE = 16 };
-
-/* In the order of the builds in entry.c. */
-static const struct bf12_build *const builds[] = {
-    &outsize_bf12_baseline, &outsize_bf12_avx2, &outsize_bf12_avx512, &outsize_bf12_avx512, &outsize_bf12_bf16,
-};
 
 /* ---- encode ---- */
 
@@ -51,7 +44,7 @@ EXPORT int64_t outsize_bf12_encode(int build, int threads, const uint16_t *from,
     struct encoding *e = calloc(1, sizeof *e);
     int64_t total = 0, all = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
     if (!e) return -2;
-    e->build = builds[build], e->to = &to, e->from = from, e->stride = stride, e->most = most;
+    e->build = outsize_builds[build]->bf12, e->to = &to, e->from = from, e->stride = stride, e->most = most;
     all = outsize_team((int)all, encode_part, e);
     for (int64_t i = 0; i < all; i++) {
         if (total + e->counts[i] > most && !e->failed) e->failed = -1;
@@ -75,36 +68,27 @@ struct work {
     const struct bf12 *weight;
     const struct bf12_call *call; /* multiply, or null: expand */
     uint16_t *to;
-    int64_t first, last, step;
-    atomic_llong next;
+    int64_t first; /* row that the work's first is */
 };
 
-/* Rows in turn, a step at a time: a thread that is held up holds up no other. */
-static void work_part(void *argument, int64_t me, int64_t all) {
-    struct work *w = argument;
-    (void)me, (void)all;
-    for (;;) {
-        int64_t row = atomic_fetch_add(&w->next, w->step), end = w->last - row < w->step ? w->last : row + w->step;
-        if (row >= w->last) return;
-        if (w->call)
-            w->build->multiply(w->call, row, end);
-        else
-            w->build->expand(w->weight, w->to + (row - w->first) * w->weight->in, row, end);
-    }
+static void work_part(void *argument, int64_t first, int64_t last) {
+    const struct work *w = argument;
+    if (w->call)
+        w->build->multiply(w->call, first, last);
+    else
+        w->build->expand(w->weight, w->to + first * w->weight->in, w->first + first, w->first + last);
 }
 
-static void share(struct work *w, int threads) {
-    w->step = outsize_rows_at_once(w->last - w->first, threads);
-    atomic_init(&w->next, w->first);
-    outsize_team(threads, work_part, w);
+static void share(struct work *w, int threads, int64_t rows) {
+    outsize_share(threads, work_part, w, rows, outsize_rows_at_once(rows, threads));
 }
 
 /* Rows first .. last as bfloat16, one after another from `to` on. */
 EXPORT void outsize_bf12_expand(int build, int threads, int64_t first, int64_t last, uint16_t *to, int64_t out,
                                 int64_t in, uint8_t *body, uint8_t *bases, uint32_t *starts, uint32_t *entries) {
     struct bf12 weight = {body, bases, starts, entries, out, in, (in + GROUP - 1) / GROUP};
-    struct work w = {.build = builds[build], .weight = &weight, .to = to, .first = first, .last = last};
-    share(&w, threads);
+    struct work w = {.build = outsize_builds[build]->bf12, .weight = &weight, .to = to, .first = first};
+    share(&w, threads, last - first);
 }
 
 /* y [rows, out] = x [rows, in] @ weight.T + bias, for 1 to 16 rows. 0, or -2 where there is no memory. */
@@ -113,12 +97,12 @@ EXPORT int outsize_bf12_linear(int build, int threads, int64_t rows, const void 
                                void *y) {
     struct bf12 weight = {body, bases, starts, entries, out, in, (in + GROUP - 1) / GROUP};
     struct bf12_call call = {.weight = &weight, .x = x, .bias = bias, .y = y, .rows = rows, .type = type};
-    struct work w = {.build = builds[build], .weight = &weight, .call = &call, .last = out};
+    struct work w = {.build = outsize_builds[build]->bf12, .weight = &weight, .call = &call};
     void *scratch = malloc((size_t)(rows * weight.groups * GROUP) * sizeof(float) + 64);
     if (!scratch) return -2;
     call.ordered = (void *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
     w.build->order(&call, 0, rows);
-    share(&w, threads);
+    share(&w, threads, out);
     free(scratch);
     return 0;
 }

@@ -100,11 +100,11 @@ static void plain_or_bf16(const struct call *c, int64_t first, int64_t last) {
     for (int64_t out = first + STREAMS * apart; out < last; out++) bf16_rows(c, out, 0, 1);
 }
 
-const struct build outsize_bf16 = {widen_or_pad, plain_or_bf16, outsize_quantise_vnni, outsize_packed_vnni, dequantise, normalise};
+const struct build outsize_bf16 = {widen_or_pad, plain_or_bf16, outsize_quantise_vnni, outsize_packed_vnni, dequantise, normalise, &outsize_bf12_bf16};
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 #else
-const struct build outsize_bf16 = {0, 0, 0, 0, 0, 0};
+const struct build outsize_bf16 = {0, 0, 0, 0, 0, 0, 0};
 #endif

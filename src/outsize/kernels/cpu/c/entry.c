@@ -8,11 +8,9 @@
 #include <cpuid.h>
 #endif
 
-#define EXPORT __attribute__((visibility("default")))
-
 enum { BUILDS = 5 };
 
-static const struct build *const builds[BUILDS] = {
+const struct build *const outsize_builds[BUILDS] = {
     &outsize_baseline, &outsize_avx2, &outsize_avx512, &outsize_vnni, &outsize_bf16,
 };
 
@@ -21,7 +19,7 @@ EXPORT int outsize_abi(void) { return ABI; }
 /* Bit i: this library has build i. */
 EXPORT unsigned outsize_built(void) {
     unsigned mask = 0;
-    for (int i = 0; i < BUILDS; i++) mask |= builds[i]->packed ? 1u << i : 0;
+    for (int i = 0; i < BUILDS; i++) mask |= outsize_builds[i]->packed ? 1u << i : 0;
     return mask;
 }
 
@@ -55,81 +53,21 @@ EXPORT int outsize_multiplies_tiles(void) {
     return 0;
 }
 
-/* Threads: the functions of the OpenMP that the process has loaded, so that torch's pool is joined and no second one is
- * made. Without them (null), the calling thread does all. The signatures are those of GNU's libgomp, which LLVM's and
- * Intel's offer too. */
-typedef void parallel_function(void (*)(void *), void *, unsigned threads, unsigned flags);
-typedef int number_function(void);
-
-struct threads {
-    parallel_function *parallel;
-    number_function *number, *count;
-};
-
-enum { PIECES = 8 }; /* of the work, for each thread: a core that something else uses too takes fewer */
-
-struct shared {
+/* One function of a build over one call, for threads that share it. */
+struct step {
     void (*work)(const struct call *, int64_t, int64_t);
     const struct call *call;
-    int64_t count, piece;
-    _Atomic int64_t next;
 };
 
-static void part(void *argument) {
-    struct shared *s = argument;
-    for (;;) {
-        int64_t first = atomic_fetch_add_explicit(&s->next, s->piece, memory_order_relaxed);
-        if (first >= s->count) return;
-        s->work(s->call, first, s->count - first < s->piece ? s->count : first + s->piece);
-    }
+static void run_step(void *argument, int64_t first, int64_t last) {
+    const struct step *step = argument;
+    step->work(step->call, first, last);
 }
 
-/* 0 .. count in contiguous ranges of `piece`, taken by the threads one after the other. */
-static void share(const struct threads *threads, int number, void (*work)(const struct call *, int64_t, int64_t),
-                  const struct call *call, int64_t count, int64_t piece) {
-    if (number < 2 || !threads->parallel) {
-        work(call, 0, count);
-        return;
-    }
-    struct shared s = {work, call, count, piece, 0};
-    threads->parallel(part, &s, (unsigned)number, 0);
-}
-
-static int64_t pieces_of(int64_t count, int number) {
-    const int64_t pieces = (int64_t)number * PIECES;
-    return (count + pieces - 1) / pieces;
-}
-
-int64_t outsize_rows_at_once(int64_t count, int number) {
-    return ((pieces_of(count, number) + STREAMS - 1) | STREAMS) & ~(int64_t)(STREAMS - 1);
-}
-
-static struct threads pool;
-
-EXPORT void outsize_use_threads(parallel_function *parallel, number_function *number, number_function *count) {
-    pool = (struct threads){parallel, number, count};
-}
-
-struct team {
-    void (*work)(void *, int64_t, int64_t);
-    void *argument;
-    int64_t count;
-};
-
-static void member(void *argument) {
-    struct team *team = argument;
-    int64_t me = pool.number(), all = pool.count();
-    if (me == 0) team->count = all;
-    team->work(team->argument, me, all);
-}
-
-int64_t outsize_team(int threads, void (*work)(void *, int64_t, int64_t), void *argument) {
-    struct team team = {work, argument, 1};
-    if (threads < 2 || !pool.parallel)
-        work(argument, 0, 1);
-    else
-        pool.parallel(member, &team, (unsigned)threads, 0);
-    return team.count;
+static void share(int threads, void (*work)(const struct call *, int64_t, int64_t), const struct call *call,
+                  int64_t count, int64_t piece) {
+    struct step step = {work, call};
+    outsize_share(threads, run_step, &step, count, piece);
 }
 
 enum { SHARED_FROM = 1 << 15 }; /* activations: fewer are prepared by the calling thread sooner than a team is woken */
@@ -148,9 +86,9 @@ EXPORT int outsize_plain(int build, int threads, int64_t rows, int64_t in, int64
     c.padded = (in + PAD - 1) / PAD * PAD;
     c.plain = scratch_of((size_t)(rows * c.padded) * sizeof(float), &whole);
     if (!c.plain) return -1;
-    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->widen, &c, rows,
-          pieces_of(rows, threads));
-    share(&pool, threads, builds[build]->plain, &c, out, outsize_rows_at_once(out, threads));
+    share(rows * in < SHARED_FROM ? 1 : threads, outsize_builds[build]->widen, &c, rows,
+          outsize_piece(rows, threads));
+    share(threads, outsize_builds[build]->plain, &c, out, outsize_rows_at_once(out, threads));
     free(whole);
     return 0;
 }
@@ -190,8 +128,8 @@ EXPORT int outsize_packed(int build, int threads, int64_t rows, int64_t in, int6
     if (!base) return -1;
     lay_out(&c, base);
     const int64_t blocks = (in + block - 1) / block;
-    share(&pool, rows * in < SHARED_FROM ? 1 : threads, builds[build]->quantise, &c, blocks, pieces_of(blocks, threads));
-    share(&pool, threads, builds[build]->packed, &c, out, outsize_rows_at_once(out, threads));
+    share(rows * in < SHARED_FROM ? 1 : threads, outsize_builds[build]->quantise, &c, blocks, outsize_piece(blocks, threads));
+    share(threads, outsize_builds[build]->packed, &c, out, outsize_rows_at_once(out, threads));
     free(whole);
     return 0;
 }
@@ -204,7 +142,7 @@ EXPORT void outsize_dequantise(int build, int threads, int64_t in, int64_t first
                        .values = values, .scale = scale, .zero = zero, .kind = kind, .scale_type = scale_type,
                        .zero_kind = zero_kind, .block = block};
     struct call c = {.in = in, .out = last, .first = first, .x_type = y_type, .packed = &w, .y = y};
-    share(&pool, threads, builds[build]->dequantise, &c, last - first, pieces_of(last - first, threads));
+    share(threads, outsize_builds[build]->dequantise, &c, last - first, outsize_piece(last - first, threads));
 }
 
 /* ---- the memory's own rate ---- */
@@ -213,34 +151,28 @@ enum { READ_AT_ONCE = 1 << 14 /* words */ };
 
 struct reading {
     const uint64_t *words;
-    int64_t count;
-    _Atomic int64_t next;
     _Atomic uint64_t sum;
 };
 
-static void read_part(void *argument, int64_t me, int64_t all) {
+static void read_part(void *argument, int64_t first, int64_t last) {
     struct reading *r = argument;
     uint64_t sums[STREAMS] = {0};
-    (void)me, (void)all;
-    for (;;) {
-        const int64_t first = atomic_fetch_add_explicit(&r->next, READ_AT_ONCE, memory_order_relaxed);
-        if (first >= r->count) break;
-        const int64_t count = r->count - first < READ_AT_ONCE ? r->count - first : READ_AT_ONCE, apart = count / STREAMS;
-        const uint64_t *from = r->words + first;
-        for (int64_t i = 0; i + 32 <= apart; i += 32)
-            for (int s = 0; s < STREAMS; s++)
-                for (int k = 0; k < 32; k++) sums[s] += from[s * apart + i + k];
+    const int64_t count = last - first, apart = count / STREAMS;
+    const uint64_t *from = r->words + first;
+    for (int64_t i = 0; i + 32 <= apart; i += 32)
         for (int s = 0; s < STREAMS; s++)
-            for (int64_t i = apart & ~(int64_t)31; i < apart; i++) sums[s] += from[s * apart + i];
-        for (int64_t i = STREAMS * apart; i < count; i++) sums[0] += from[i];
-    }
-    for (int s = 0; s < STREAMS; s++) atomic_fetch_add(&r->sum, sums[s]);
+            for (int k = 0; k < 32; k++) sums[s] += from[s * apart + i + k];
+    for (int s = 0; s < STREAMS; s++)
+        for (int64_t i = apart & ~(int64_t)31; i < apart; i++) sums[s] += from[s * apart + i];
+    for (int64_t i = STREAMS * apart; i < count; i++) sums[0] += from[i];
+    for (int s = 1; s < STREAMS; s++) sums[0] += sums[s];
+    atomic_fetch_add_explicit(&r->sum, sums[0], memory_order_relaxed);
 }
 
 /* The sum of `count` words: what reading them takes, as the kernels read weights, and next to nothing else. */
 EXPORT uint64_t outsize_read(int threads, const uint64_t *words, int64_t count) {
-    struct reading r = {.words = words, .count = count};
-    outsize_team(threads, read_part, &r);
+    struct reading r = {words, 0};
+    outsize_share(threads, read_part, &r, count, READ_AT_ONCE);
     return r.sum;
 }
 
@@ -262,6 +194,6 @@ static void some_rows(void *argument, int64_t me, int64_t all) {
 EXPORT void outsize_norm(int build, int threads, int64_t rows, int64_t width, const void *x, const void *weight, void *y,
                          int type, float eps, int kind) {
     const struct norm norm = {rows, width, x, weight, y, eps, type, kind};
-    struct normalising n = {&norm, builds[build]->normalise};
+    struct normalising n = {&norm, outsize_builds[build]->normalise};
     outsize_team(rows * width < NORMALISED_BY_ALL ? 1 : threads, some_rows, &n);
 }

@@ -9,6 +9,7 @@
 #ifndef INLINE /* sanitizers are built without, in a fifth of the time */
 #define INLINE static inline __attribute__((always_inline))
 #endif
+#define EXPORT __attribute__((visibility("default")))
 #define ABI 4
 
 enum { BF16 = 0, FP16 = 1, FP32 = 2 };              /* types of activations, plain weights and scales */
@@ -82,9 +83,18 @@ struct norm {
 /* work(argument, i, n) for each i of 0 .. n, on as many threads, `threads` at most; returns n. */
 int64_t outsize_team(int threads, void (*work)(void *, int64_t, int64_t), void *argument);
 
+/* work(argument, first, last) for all of 0 .. count in pieces, which the threads take one after the other: one that is held
+ * up holds up no other. One thread takes all at once. */
+void outsize_share(int threads, void (*work)(void *, int64_t, int64_t), void *argument, int64_t count, int64_t piece);
+
+/* What a thread takes at a time, of `count`. */
+int64_t outsize_piece(int64_t count, int threads);
+
 /* Rows of weights that a thread takes at a time, of `count`: an odd number for each of the STREAMS. With an even one, rows
  * of 4096 numbers lie such that the streams share sets of the caches and banks of the memory: a sixth of the rate. */
 int64_t outsize_rows_at_once(int64_t count, int threads);
+
+struct bf12_build;
 
 /* The functions of one build. Each takes a range of the work, so that threads share a call. */
 struct build {
@@ -94,13 +104,22 @@ struct build {
     void (*packed)(const struct call *, int64_t first_out, int64_t last_out);
     void (*dequantise)(const struct call *, int64_t first_row, int64_t last_row);
     void (*normalise)(const struct norm *, int64_t first_row, int64_t last_row);
+    const struct bf12_build *bf12;
 };
+
+/* In the order of their numbers. */
+extern const struct build *const outsize_builds[];
 
 extern const struct build outsize_baseline;
 extern const struct build outsize_avx2;
 extern const struct build outsize_avx512;
 extern const struct build outsize_vnni;
 extern const struct build outsize_bf16;
+
+extern const struct bf12_build outsize_bf12_baseline;
+extern const struct bf12_build outsize_bf12_avx2;
+extern const struct bf12_build outsize_bf12_avx512;
+extern const struct bf12_build outsize_bf12_bf16;
 
 /* Shared with builds that add to another. */
 void outsize_quantise_vnni(const struct call *, int64_t first_block, int64_t last_block);

@@ -4,12 +4,9 @@
 
 #define FOLDS VNNI
 #define LAYOUT(kind) ((kind) == FOLDED_NIBBLES ? FOLDED : VNNI || (kind) == NIBBLES ? PLANES : WORDS)
-#define WIDTH 16
 #define AHEAD 1024 /* bytes; the hardware's own prefetching stops at every page */
 
-typedef __m512 vector;
-
-INLINE vector zero_vector(void) { return _mm512_setzero_ps(); }
+#include "float512.h"
 
 INLINE vector load_vector(const void *w, int type, int64_t i) {
     if (type == FP32) return _mm512_loadu_ps((const float *)w + i);
@@ -18,13 +15,10 @@ INLINE vector load_vector(const void *w, int type, int64_t i) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-INLINE vector load_floats(const float *x) { return _mm512_loadu_ps(x); }
 INLINE void store_floats(float *to, vector v) { _mm512_storeu_ps(to, v); }
 INLINE vector fused(vector a, vector b, vector sum) { return _mm512_fmadd_ps(a, b, sum); }
-INLINE vector add(vector a, vector b) { return _mm512_add_ps(a, b); }
 INLINE vector without(vector a, vector b) { return _mm512_sub_ps(a, b); }
 INLINE vector multiplied(vector a, vector b) { return _mm512_mul_ps(a, b); }
-INLINE float sum_of(vector v) { return _mm512_reduce_add_ps(v); }
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0); }
 
 #define LOAD(p) _mm512_loadu_si512(p)

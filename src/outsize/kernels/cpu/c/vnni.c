@@ -21,11 +21,11 @@
 void outsize_quantise_vnni(const struct call *c, int64_t first, int64_t last) { quantise(c, first, last); }
 void outsize_packed_vnni(const struct call *c, int64_t first, int64_t last) { packed(c, first, last); }
 
-const struct build outsize_vnni = {widen, plain, quantise, packed, dequantise, normalise};
+const struct build outsize_vnni = {widen, plain, quantise, packed, dequantise, normalise, &outsize_bf12_avx512};
 
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
 #else
-const struct build outsize_vnni = {0, 0, 0, 0, 0, 0};
+const struct build outsize_vnni = {0, 0, 0, 0, 0, 0, 0};
 #endif
