@@ -206,6 +206,11 @@ def test_the_links_of_the_hugging_face_cache(tmp_path: Path, shared: bool) -> No
         save_file({"a": torch.zeros(2)}, blobs / "2")
     (snapshot / "model.safetensors").symlink_to("../../blobs/2")
     assert len(open_folder(snapshot).tensors) == 1
+    part = snapshot / "text_model"
+    part.mkdir()
+    (part / "config.json").symlink_to("../../../blobs/1")
+    (part / "model.safetensors").symlink_to("../../../blobs/2")
+    assert len(open_folder(part).tensors) == 1
     (snapshot / "model.safetensors").unlink()
     (tmp_path / "2").write_bytes((blobs / "2").read_bytes())
     (snapshot / "model.safetensors").symlink_to("../../../../2")

@@ -69,6 +69,26 @@ def test_a_model_that_cannot_run_on_shapes_alone(tmp_path: Path, monkeypatch: py
         folder_spec(open_folder(tmp_path))
 
 
+def test_a_model_that_computes_with_a_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As xLSTM in bfloat16: the pass with a cache counts for both, cache included."""
+    model = ARCHITECTURES["llama"].make_model()
+    write_checkpoint(tmp_path / "as it is", model)
+    write_checkpoint(tmp_path / "cached", model)
+    usual = folder_spec(open_folder(tmp_path / "as it is"))
+    plain = type(model.model).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("use_cache"):
+            raise RuntimeError("expected scalar type torch.float32 but found torch.bfloat16")
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.model), "forward", forward)
+    monkeypatch.setenv("OUTSIZE_CACHE", str(tmp_path / "other"))
+    spec = folder_spec(open_folder(tmp_path / "cached"))
+    assert [b.cache for b in spec.blocks] == [b.cache for b in usual.blocks]
+    assert spec.resting.bytes_for(1, 40) >= usual.resting.bytes_for(1, 40)
+
+
 def test_an_operation_is_asked_once_for_equal_shapes_and_only_where_its_result_is_new() -> None:
     add, view, here = torch.ops.aten.add.Tensor, torch.ops.aten.view.default, torch.zeros(2)
     there = torch.empty(2, device="meta")

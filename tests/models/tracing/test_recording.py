@@ -49,6 +49,16 @@ def test_replay_does_it_again(name: str) -> None:
     assert shares is not makes_memory
 
 
+def test_what_is_done_in_place_leaves_the_source_as_it_is() -> None:
+    noted = record(LEFT)
+    weight = torch.nn.Parameter(noted, requires_grad=False)
+    with torch.no_grad():
+        weight.div_(4)
+    want, before = REAL[LEFT] / 4, REAL[LEFT].clone()
+    assert torch.equal(replay(weight.expression, REAL.__getitem__), want)  # type: ignore[attr-defined]
+    assert torch.equal(REAL[LEFT], before)
+
+
 def test_what_is_no_operation_leaves_no_trace() -> None:
     assert record(LEFT).detach().clone().to(torch.float32).detach().expression != Source(LEFT)  # a clone is one
     assert record(LEFT).detach().to(torch.float32).to("cpu").expression == Source(LEFT)

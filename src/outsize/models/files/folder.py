@@ -234,9 +234,10 @@ class LocalFiles:
 def inside(folder: Path, name: str) -> Path:
     """The real path of a file in a model's folder, links followed.
 
-    A link may lead elsewhere in the folder, or, in the Hugging Face cache, from ``models--ID/snapshots/REVISION`` to
-    ``models--ID/blobs`` or on to the cache's own ``blobs``. In the cache that is this user's own, blobs may be links
-    themselves, to another disk. Raises UntrustedModel for any other, DamagedModel for one that leads nowhere.
+    A link may lead elsewhere in the folder, or, in the Hugging Face cache, from ``models--ID/snapshots/REVISION`` and
+    folders in it to ``models--ID/blobs`` or on to the cache's own ``blobs``. In the cache that is this user's own, blobs
+    may be links themselves, to another disk. Raises UntrustedModel for any other, DamagedModel for one that leads
+    nowhere.
     """
     try:
         root = folder.resolve(strict=True)
@@ -244,9 +245,10 @@ def inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise DamagedModel(f"{folder / name}: cannot be opened", remedy="download the model again") from error
     allowed = [root]
-    repository = root.parent.parent
-    if root.parent.name == "snapshots" and repository.name.startswith("models--"):
-        allowed += [repository / "blobs", repository.parent / "blobs"]
+    for snapshots in root.parents:
+        repository = snapshots.parent
+        if snapshots.name == "snapshots" and repository.name.startswith("models--"):
+            allowed += [repository / "blobs", repository.parent / "blobs"]
     if not any(target.is_relative_to(place) for place in allowed) and not _is_own_blob(folder.absolute(), name):
         raise UntrustedModel(
             f"{folder / name}: is a link that leaves the model's folder",

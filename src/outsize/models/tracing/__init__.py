@@ -171,6 +171,7 @@ def rehearse(
     Rehearsal.__name__, Rehearsal.__module__ = cls.__name__, cls.__module__
     with _quiet(), _sequential_load():
         model = Rehearsal.from_pretrained(None, config=config, state_dict=recorded, dtype="auto")
+        _scale_at_load(model)
     model.__class__ = cls
     model.config.name_or_path = str(folder) if folder else ""
     if folder is not None and model.can_generate():
@@ -290,6 +291,16 @@ def _refuse_gaps(model: Any, info: Any) -> None:
     if info.mismatched_keys:
         name, have, need = sorted(info.mismatched_keys)[0]
         raise DamagedModel(f"{name} has the wrong shape", need=str(tuple(need)), have=str(tuple(have)))
+
+
+def _scale_at_load(model: PreTrainedModel) -> None:
+    """Does to the recorded weights what RWKV's first forward pass does to its own in place: it halves some for float16.
+
+    Weights that are read anew for each pass would not keep that.
+    """
+    for module in model.modules():
+        if callable(scale := getattr(module, "_rescale_layers", None)):
+            scale()
 
 
 @contextmanager

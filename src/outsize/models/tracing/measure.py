@@ -61,7 +61,7 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
                 with closing(Turns(model)) as turns:
                     passes = [_forward(model, inputs[0], units, turns)]
                 passes += [_forward(model, longer, units) for longer in inputs[1:]]
-                bare = [_forward(model, each, units, cached=False) for each in inputs]
+                bare = _without_cache(model, inputs, units)
                 break
             except Exception as error:  # noqa: BLE001  a model may want other inputs in as many ways as there are models
                 first = first or error
@@ -195,6 +195,16 @@ def _question(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return key
 
 
+def _without_cache(
+    model: PreTrainedModel, inputs: Sequence[Mapping[str, Any]], units: Sequence[Watched]
+) -> list[_Pass]:
+    """Passes that keep no cache; with one where transformers' code computes with one alone (xLSTM in bfloat16)."""
+    try:
+        return [_forward(model, each, units, cached=False) for each in inputs]
+    except Exception:  # noqa: BLE001  whatever it is, the same pass with a cache went through
+        return [_forward(model, each, units, resting=True) for each in inputs]
+
+
 def _forward(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
@@ -202,10 +212,12 @@ def _forward(
     turns: Turns | None = None,
     *,
     cached: bool = True,
+    resting: bool = False,
 ) -> _Pass:
+    """One pass. ``resting``: whether to look at what lives when a module begins; without a cache that is always done."""
     order: list[str] = []
     hooks = []
-    resting = [0]
+    lived = [0]
     for name, modules, role, _ in units:
         last = modules[:1] if role == "head" else modules  # tied: the head's turn is when the head itself runs
         for module in last:
@@ -218,8 +230,8 @@ def _forward(
     known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     live = _LiveBytes(known, turns)
     hooks += [
-        module.register_forward_pre_hook(lambda *_: resting.append(live.live))
-        for module in (model.modules() if not cached else ())
+        module.register_forward_pre_hook(lambda *_: lived.append(live.live))
+        for module in (model.modules() if resting or not cached else ())
         if any(weight is not None for weight in module._parameters.values())
     ]
     if "use_cache" in inspect.signature(model.forward).parameters:
@@ -231,7 +243,7 @@ def _forward(
         for hook in hooks:
             hook.remove()
     held = cache_in(out)
-    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak(_storages(held)), max(resting))
+    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak(_storages(held)), max(lived))
 
 
 def _layers(cache: Any) -> list[Any]:

@@ -23,6 +23,9 @@ IDENTITIES = frozenset({"aten.detach.default", "aten.alias.default", "aten.lift_
 # Changes of device and data type, in the forms in which they reach a dispatcher. Devices mean nothing here.
 CASTS = frozenset({"aten._to_copy.default", "aten.to.device", "aten.to.dtype", "aten.to.dtype_layout"})
 
+# What is done to a weight in place is recorded as what makes a new one: bytes of a checkpoint are never written to.
+IN_PLACE = {torch.ops.aten.div_.Tensor: torch.div}
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -156,6 +159,9 @@ class RecordingTensor(torch.Tensor):
         first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, RecordingTensor))
         if func is torch.ops.aten.equal.default:
             return _equal(args[0], args[1])
+        if func in IN_PLACE and isinstance(args[0], RecordingTensor):
+            args[0].expression = IN_PLACE[func](*args, **kwargs).expression
+            return args[0]
         shadows, named = tree_map(_shadow, (args, kwargs))
         result = func(*shadows, **named)
         if str(func) in IDENTITIES or (str(func) in CASTS and result.dtype == first.dtype):
@@ -184,6 +190,8 @@ def _noted(leaf: Any) -> Any:
 def _shadow(leaf: Any) -> Any:
     if isinstance(leaf, RecordingTensor):
         return leaf.shadow
+    if isinstance(leaf, torch.Tensor) and leaf.dim():  # made while weights are initialised, which is thrown away
+        return leaf.to("meta")
     return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
 
