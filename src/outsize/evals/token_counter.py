@@ -46,7 +46,7 @@ class TokenCounter:
             self._take(described)
             if not self._same():
                 self._take({**described, "tokenizer": None})
-            elif self._kept is not None:
+            elif described["tokenizer"] is not None:
                 with suppress(OSError):  # a cache that cannot be written is done without
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_whole(path, json.dumps(described))

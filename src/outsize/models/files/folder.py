@@ -235,8 +235,8 @@ def inside(folder: Path, name: str) -> Path:
     """The real path of a file in a model's folder, links followed.
 
     A link may lead elsewhere in the folder, or, in the Hugging Face cache, from ``models--ID/snapshots/REVISION`` and
-    folders in it to ``models--ID/blobs`` or on to the cache's own ``blobs``. In the cache that is this user's own, blobs
-    may be links themselves, to another disk. Raises UntrustedModel for any other, DamagedModel for one that leads
+    folders in it to ``models--ID/blobs`` or on to the cache's own ``blobs``. In the cache that is this user's own,
+    blobs may be links themselves, to another disk. Raises UntrustedModel for any other, DamagedModel for one that leads
     nowhere.
     """
     try:

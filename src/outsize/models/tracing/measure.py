@@ -214,7 +214,7 @@ def _forward(
     cached: bool = True,
     resting: bool = False,
 ) -> _Pass:
-    """One pass. ``resting``: whether to look at what lives when a module begins; without a cache that is always done."""
+    """One pass. ``resting``: look at what lives when a module begins, which is always done without a cache."""
     order: list[str] = []
     hooks = []
     lived = [0]

@@ -24,7 +24,7 @@ IDENTITIES = frozenset({"aten.detach.default", "aten.alias.default", "aten.lift_
 CASTS = frozenset({"aten._to_copy.default", "aten.to.device", "aten.to.dtype", "aten.to.dtype_layout"})
 
 # What is done to a weight in place is recorded as what makes a new one: bytes of a checkpoint are never written to.
-IN_PLACE = {torch.ops.aten.div_.Tensor: torch.div}
+IN_PLACE: dict[Any, Any] = {torch.ops.aten.div_.Tensor: torch.div}
 
 
 @dataclass(frozen=True, slots=True)
