@@ -9,36 +9,25 @@ import platform
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import outsize
+from outsize.cli import doctor_host
+from outsize.cli.doctor_checks import Check
 from outsize.errors import UsageError
-from outsize.machine.detect import EMULATE, identity, this_machine, usable_cores
-from outsize.machine.linux import Host, memory_limits
+from outsize.machine.detect import EMULATE, identity, this_machine
+from outsize.machine.linux import Host
 from outsize.machine.machine import Machine
 from outsize.machine.profile import load_profile, profile_path
 from outsize.paths import hub_cache
 from outsize.sizes import format_size
 
-State = Literal["ok", "note", "broken"]
 MARKS = {"ok": " ", "note": "?", "broken": "!"}
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
-LEAST_FREE = 1 << 30
 TRANSFORMERS = ">=5.20,<6"  # as pyproject.toml says
 OLD_PROFILE_S = 180 * 24 * 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line. ``note``: it works, but could be better; ``broken``: it does not."""
-
-    name: str
-    value: str
-    state: State = "ok"
-    remedy: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +52,8 @@ def examine(models: Path) -> Iterator[Check]:
     machine = this_machine(models)
     yield Check("outsize", f"{outsize.__version__}, Python {platform.python_version()}, Linux {platform.release()}")
     yield from libraries()
-    yield from processor(host)
-    yield memory(host, machine)
-    yield huge_pages(host)
+    yield from requirements()
+    yield from doctor_host.examine(host, machine)
     yield from gpus(machine)
     yield from drive(machine, models)
     yield measured()
@@ -91,37 +79,25 @@ def libraries() -> Iterator[Check]:
         yield Check("transformers", version, "ok" if known else "broken", remedy)
 
 
-def processor(host: Host) -> Iterator[Check]:
-    """The processor, its cores and those of its instruction sets that matter here."""
-    found = re.search(r"^flags\s*:\s*(.*)$", host.text("/proc/cpuinfo") or "", re.MULTILINE)
-    flags = set(found[1].split()) if found else set()
-    cores = usable_cores(host)
-    busy = os.getloadavg()[0]
-    yield Check("processor", f"{identity(host).cpu}, {cores} cores, {len(host.affinity)} threads, load {busy:.1f}")
-    here = [name for name in FEATURES if name in flags]
-    yield Check("instructions", ", ".join(here) or "none of those that speed matmuls up", "ok" if here else "note")
+def requirements(distribution: str = "outsize") -> Iterator[Check]:
+    """What is installed in another version than outsize asks for, transformers apart."""
+    from packaging.requirements import Requirement
 
-
-def memory(host: Host, machine: Machine) -> Check:
-    ram = machine.ram
-    limits = [limit.limit_bytes for limit in memory_limits(host)]
-    bound = ", by its control group" if limits and min(limits) <= ram.capacity_bytes else ""
-    value = f"{format_size(ram.free_bytes)} free of {format_size(ram.capacity_bytes)}{bound}"
-    if ram.free_bytes < LEAST_FREE:
-        return Check("memory", value, "broken", "end other programs, or a larger limit")
-    return Check("memory", value)
-
-
-def huge_pages(host: Host) -> Check:
-    """Whether buffers get huge pages: worth up to a third of the memory's rate."""
-    text = host.text("/sys/kernel/mm/transparent_hugepage/enabled") or ""
-    chosen = re.search(r"\[(\w+)\]", text)
-    if chosen is None:
-        return Check("huge pages", "the kernel does not say", "note")
-    if chosen[1] == "never":
-        remedy = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
-        return Check("huge pages", "never: memory is read up to a third slower", "note", remedy)
-    return Check("huge pages", chosen[1])
+    try:
+        wanted = [Requirement(text) for text in metadata.requires(distribution) or ()]
+    except metadata.PackageNotFoundError:
+        return  # run from its sources: nobody said what it wants
+    for requirement in wanted:
+        if requirement.name == "transformers" or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        remedy = f"pip install '{requirement.name}{requirement.specifier}'"
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Check(requirement.name, "is not installed", "broken", remedy)
+        else:
+            if not requirement.specifier.contains(version, prereleases=True):
+                yield Check(requirement.name, f"{version}, which is not {requirement.specifier}", "broken", remedy)
 
 
 def gpus(machine: Machine) -> Iterator[Check]:

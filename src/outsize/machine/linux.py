@@ -96,6 +96,17 @@ def cpu_quota(host: Host) -> float | None:
     return min(shares, default=None)
 
 
+def processor_seconds(host: Host) -> float:
+    """Seconds that the processors this process may run on have worked since the system started, for whomever."""
+    worked = 0
+    for line in (host.text("/proc/stat") or "").splitlines():
+        name, *ticks = line.split()
+        if name.removeprefix("cpu").isdigit() and int(name.removeprefix("cpu")) in host.affinity:
+            user, nice, system, _, _, irq, softirq, steal = (int(tick) for tick in ticks[:8])
+            worked += user + nice + system + irq + softirq + steal
+    return worked / os.sysconf("SC_CLK_TCK")
+
+
 def _folders(host: Host, controller: str) -> Iterator[PurePosixPath]:
     """The folders of this process's group and its ancestors, innermost first. ``controller``: of v1, or "" for v2."""
     for line in (host.text("/proc/self/cgroup") or "").splitlines():
