@@ -3,7 +3,7 @@
     python bench/predictions.py              27 runs; probe the machine first, while it is idle
 
 The machine is calibrated by ``outsize probe``, on other shapes than these. Each run is a process of its own. The table
-goes to stdout: what was predicted, what was measured, and the factor between them; the last line there is a JSON object.
+goes to stdout: what was predicted, what was measured, the factor between them; the last line there is a JSON object.
 """
 
 from __future__ import annotations
