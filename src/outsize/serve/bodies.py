@@ -24,7 +24,7 @@ NewTokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 class Body(BaseModel):
     """A request's JSON."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
 
 
 class StreamOptions(Body):
