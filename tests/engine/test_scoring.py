@@ -12,6 +12,7 @@ from checkpoints import ARCHITECTURES, write_checkpoint
 from engine.every_tier import HOMES, load
 from requests_alone import generated_alone, plain_model, score_requests, scored_alone, spoilt
 
+import outsize
 from outsize.engine.request import DatasetProgress, GenerateRequest, ScoreRequest
 
 # Rounding of sums of up to nine log-probabilities, whose logits are some tens in these models.
@@ -120,10 +121,14 @@ def test_the_layer_where_numbers_are_lost_is_named(tmp_path: Path, monkeypatch: 
     assert scored[0].id == "b"
 
 
+@pytest.mark.parametrize("home", ["disk", "half"])
 @pytest.mark.parametrize("name", ["llama", "t5"])
-def test_nothing_is_read_past_the_last_sweep(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
-    with load(tmp_path, "disk", monkeypatch, context=64, batch=4) as model:
+def test_nothing_is_read_past_the_last_sweep(
+    name: str, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
+    limit = 0 if home == "disk" else (folder / "model.safetensors").stat().st_size // 2
+    with outsize.load(folder, no_gpu=True, weight_limits={"ram": limit}, context=64, batch=4) as model:
         stream = model.outsize._sweep.stream
         assert len(list(model.outsize.score(score_requests(10)))) == 10
         time.sleep(0.05)  # for what the readers might still be at

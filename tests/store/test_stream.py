@@ -161,13 +161,33 @@ def test_what_is_asked_for_is_read_before_what_is_only_expected(opened: Opened) 
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(holds(stream.acquire(4), 4)))
     thread.start()
-    until(lambda: stream._order.last == 4)
+    until(lambda: stream._out_of_turn is not None)
     files.gate.set()
     thread.join(PATIENCE)
     assert results == [True]
     assert files.reads[:2] == ["0", "4"]
     assert stream.stats.waited_s > 0
     until(lambda: len(files.reads) == 6)
+
+
+def test_a_tied_embedding_at_the_end_drops_nothing_that_was_read_ahead(opened: Opened) -> None:
+    files = FakeFiles()
+    stream = opened(["stream", "stream", "keep", "keep"], files, slots=2)
+    until(lambda: stream.loaded == 2 * 4096 and len(files.reads) == 4)
+    pass_through(stream, [3])  # as the embedding
+    stream.read_past_end(False)
+    pass_through(stream, [0, 1, 2, 3])
+    assert sorted(files.reads) == list("0123")
+    assert stream.stats.mispredicted == 0
+
+
+def test_one_streamed_group_is_not_read_past_the_end(opened: Opened) -> None:
+    files = FakeFiles()
+    stream = opened(["keep", "stream", "keep"], files, slots=1)
+    pass_through(stream, [0, 1, 2])
+    stream.read_past_end(False)
+    pass_through(stream, [0, 1, 2])
+    assert sorted(files.reads) == list("0112")
 
 
 def test_a_decoder_that_is_swept_again_costs_one_surprise_per_prompt(opened: Opened) -> None:

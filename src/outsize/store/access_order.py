@@ -21,6 +21,7 @@ class AccessOrder:
         self._settled = settled
         self.last: int | None = None  # what was asked for last
         self._position = 0  # the group that is held, or that is expected next
+        self._used = False  # whether the last one that was asked for has been used
         self.past_end = True  # whether another sweep is expected after this one
 
     def follow_last_with(self, index: int) -> None:
@@ -30,7 +31,7 @@ class AccessOrder:
 
     def asked_for(self, index: int) -> bool:
         """Learns from what is asked for. Returns whether it was expected, as the first group always is."""
-        before, self.last, self._position = self.last, index, index
+        before, self.last, self._position, self._used = self.last, index, index, False
         if before is None:
             return True
         if self._expected_after(before) == index:
@@ -42,16 +43,21 @@ class AccessOrder:
             self._surprises[before] = index
         return False
 
+    def expects(self, index: int) -> bool:
+        """Whether a group is what comes next."""
+        return index == (self._position if self.last is None else self._expected_after(self.last))
+
     def released(self) -> None:
         """What was asked for last, which need not be what was released, has been used."""
         if self.last is not None:
-            self._position = self._expected_after(self.last)
+            self._position, self._used = self._expected_after(self.last), True
 
     def ahead(self) -> list[int]:
         """The groups in the order in which they are expected, up to the end of the sweep if no other is expected."""
         seen: dict[int, None] = {}
         index = self._position
-        over = not self.past_end and self.last is not None and index < self.last  # what comes would be a new sweep
+        # What comes would be a new sweep, of a single group where no other is left that does not stay.
+        over = not self.past_end and self.last is not None and index < self.last + self._used
         while index not in seen and self._successors and not over:
             seen[index] = None
             following = self._successors[index]

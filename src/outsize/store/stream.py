@@ -115,6 +115,7 @@ class Stream:
         self._free = [Memory(slot_bytes) for _ in range(slots)] if passing else []
         self._used: list[Memory] = []  # in spare room, and read into before: the system need not clear it again
         self._ahead: list[_Entry] = []  # what is expected from here, in order
+        self._out_of_turn: _Entry | None = None  # that somebody waits for
         self._error: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -140,10 +141,14 @@ class Stream:
         with self._changed:
             self._raise_if_over()
             if not entry.settled and entry.state != "held":
-                if not self._order.asked_for(index):
+                # What stays in memory may be asked for out of turn, once: a tied embedding begins a pass and stands
+                # with the head at its end. It is read at once, and what was read ahead still comes next.
+                self._out_of_turn = entry if entry.group.in_place and not self._order.expects(index) else None
+                if self._out_of_turn is None and not self._order.asked_for(index):
                     self.stats.mispredicted += entry.state == "absent"
                 self._fill()
                 self._wait_for(entry)
+                self._out_of_turn = None
                 entry.state = "held"
             if entry.memory is None:
                 raise OutsizeError(f"{entry.group.module} has been passed on already")
@@ -256,9 +261,11 @@ class Stream:
         """The groups in the order in which they are expected; those that stay and are not expected come last."""
         expected = self._order.ahead()
         rest = set(range(len(self._entries))).difference(expected)
-        return [self._entries[i] for i in expected] + [
-            self._entries[i] for i in sorted(rest) if self._entries[i].group.in_place
-        ]
+        ahead = [self._entries[i] for i in expected]
+        ahead += [self._entries[i] for i in sorted(rest) if self._entries[i].group.in_place]
+        if self._out_of_turn is not None:
+            ahead.sort(key=lambda entry: entry is not self._out_of_turn)
+        return ahead
 
     def _begin(self, entry: _Entry, memory: Memory) -> None:
         entry.memory, entry.state = memory, "loading"
