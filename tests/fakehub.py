@@ -149,12 +149,17 @@ def describe(model_id: str, files: dict[str, bytes]) -> dict[str, Any]:
     """What the hub says of a model, blobs included."""
     siblings = []
     for name, content in files.items():
-        entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": checksum(content)[:40]}
+        entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git_sha1(content)}
         if len(content) >= LARGE:
             entry["lfs"] = {"sha256": checksum(content), "size": len(content), "pointerSize": 134}
         siblings.append(entry)
     return {"_id": "0", "id": model_id, "modelId": model_id, "sha": COMMIT, "private": False, "tags": [],
             "downloads": 0, "siblings": siblings}  # fmt: skip
+
+
+def git_sha1(content: bytes) -> str:
+    """What git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def checksum(content: bytes) -> str:

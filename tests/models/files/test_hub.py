@@ -273,6 +273,40 @@ def test_a_wrong_checksum_is_fetched_again_once(hub: FakeHub) -> None:
     assert not (folder / name).exists()  # so that nobody takes it for good
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_small_files_of_other_content_are_not_kept(hub: FakeHub, name: str) -> None:
+    hub.models["some/model"] = {**sharded("safetensors"), "tokenizer.json": b"{}"}
+    hub.spoil[name] = 100
+    with pytest.raises(DamagedModel):
+        download("some/model")
+    hub.spoil[name] = 0
+    assert (download("some/model") / name).read_bytes() == hub.models["some/model"][name]
+
+
+@pytest.mark.parametrize("etag", ['"../../../../evil"', '"/etc/passwd"', "", '".."', 'W/"a\\..\\b"'])
+def test_an_etag_that_leads_out_of_the_cache(hub: FakeHub, etag: str, tmp_path: Path) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    hub.headers["X-Linked-Etag"] = etag
+    if not etag:
+        hub.headers["ETag"] = ""
+        del hub.headers["X-Linked-Etag"]
+    with pytest.raises(HubUnreachable, match="ETag that cannot be"):
+        download("some/model")
+    hub.headers.clear()
+    assert download("some/model")
+
+
+def test_a_hub_that_never_answers_is_not_asked_for_ever(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import http_backoff
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(http_bounds, "ANSWER_S", 0.25)
+    hub.hang_s = 1
+    with pytest.raises(HubUnreachable, match="cannot be reached"), hub_module.translated("some/model"):
+        http_backoff("GET", hub.url, timeout=0.1)
+    assert len(hub.requests) <= 4
+
+
 def test_a_full_disk(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.models["some/model"] = sharded("safetensors")
     with monkeypatch.context() as patch:

@@ -28,7 +28,7 @@ def download(
     """Download a model's weights (safetensors if it has them, else ``.bin``), configuration and tokenizer.
 
     Files already in the cache stay as they are; interrupted ones are resumed. ``progress`` is told bytes done and
-    bytes in all. Each file whose sha256 the hub says is checked as it arrives. One file after the other, so that an
+    bytes in all. Each file whose checksum the hub says is checked as it arrives. One file after the other, so that an
     interrupt ends it at once; within a large file huggingface_hub uses several connections where the hub offers them.
 
     Returns the snapshot's folder. Raises ModelNotFound, HubUnreachable, DoesNotFit (the disk is too small) or
@@ -36,6 +36,8 @@ def download(
     """
     folder = fetch_config(model_id, revision, token).parent
     files = repository(model_id, folder.name, token)
+    if CONFIG in files.files and not _is_right(folder / CONFIG, files.files[CONFIG]):
+        _remove(folder / CONFIG)  # it came before anything was known of its content
     wanted = wanted_files(files, token)
     missing = [file for file in wanted if not (folder / file.name).exists()]
     total, done = sum(file.size for file in wanted), sum(file.size for file in wanted if file not in missing)
@@ -105,20 +107,34 @@ def fetch_file(
     """
     for _ in range(2):
         path = Path(_fetch(files.model_id, file.name, files.commit, token, file.size, report, cache))
-        if path.stat().st_size == file.size and (not file.sha256 or sha256_of(path) == file.sha256):
+        if _is_right(path, file):
             return path
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
+        _remove(path)
     raise DamagedModel(
         f"{files.model_id}: {file.name} arrived damaged twice: its size or checksum is not what the hub says",
         remedy="download it again over another network",
     )
 
 
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _is_right(path: Path, file: HubFile) -> bool:
+    """Whether a file's size and content are what the hub says."""
+    if path.stat().st_size != file.size:
+        return False
+    if file.sha256:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+    return not file.sha1 or _git_sha1(path.read_bytes()) == file.sha1
+
+
+def _git_sha1(content: bytes) -> str:
+    """What git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """A file of the cache, and the blob that it is a link to."""
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
 
 
 def fetch_config(model_id: str, revision: str | None = None, token: str | None = None) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,20 +32,19 @@ def bounded(at: str, most: int | None = None) -> Iterator[None]:
     session = get_session()
     send, own = session.send, "send" in vars(session)
 
-    def late() -> HubUnreachable:
-        return HubUnreachable(f"{at}: the hub takes longer than {ANSWER_S:.0f} s to answer", remedy=CHECK_NETWORK)
+    asking = _Asking(send, at)
 
     def bounded_send(request: Any, *, stream: bool = False, **keywords: Any) -> Any:
         request.headers["Accept-Encoding"] = "identity"  # a small answer cannot become a large one
-        with time_limit(ANSWER_S, late):
-            response = send(request, stream=True, **keywords)
+        response = asking.send(request, **keywords)
         try:
             _check_wait(response, at, end)
+            _check_content_name(response, at)
             if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
                 raise HubUnreachable(f"{at}: the hub encodes its answer, unasked", remedy=CHECK_NETWORK)
             response.stream = _bounded_stream(response.stream, at, most if stream else MOST_API_BYTES)
             if not stream:
-                with time_limit(ANSWER_S, late):
+                with time_limit(ANSWER_S, asking.late):
                     response.read()
         except BaseException:
             response.close()
@@ -59,6 +59,36 @@ def bounded(at: str, most: int | None = None) -> Iterator[None]:
             vars(session)["send"] = send
         else:
             del vars(session)["send"]
+
+
+class _Asking:
+    """Requests until the headers of an answer are there: ANSWER_S for each, and for several that fail in a row."""
+
+    def __init__(self, send: Callable[..., Any], at: str) -> None:
+        self._send, self._at = send, at
+        self._failing_since: float | None = None
+
+    def send(self, request: Any, **keywords: Any) -> Any:
+        """The answer, its body not read yet. Raises HubUnreachable, or what huggingface_hub asks again after."""
+        import httpx2
+
+        began = time.monotonic() if self._failing_since is None else self._failing_since
+        try:
+            with time_limit(ANSWER_S, self.late):
+                response = self._send(request, stream=True, **keywords)
+        except httpx2.TransportError as error:
+            self._failing_since = began
+            if time.monotonic() - began > ANSWER_S:
+                what = f"{self._at}: the hub cannot be reached ({type(error).__name__}: {error})"
+                raise HubUnreachable(what, remedy=CHECK_NETWORK) from error
+            raise
+        self._failing_since = None
+        return response
+
+    def late(self) -> HubUnreachable:
+        """The error of an answer that does not come."""
+        what = f"{self._at}: the hub takes longer than {ANSWER_S:.0f} s to answer"
+        return HubUnreachable(what, remedy=CHECK_NETWORK)
 
 
 def _bounded_stream(stream: Any, at: str, most: int | None) -> Any:
@@ -84,6 +114,17 @@ def _bounded_stream(stream: Any, at: str, most: int | None) -> Any:
             stream.close()
 
     return BoundedStream()
+
+
+def _check_content_name(response: Any, at: str) -> None:
+    """Raises HubUnreachable where a file's ETag, which huggingface_hub makes a path of, leads out of its cache."""
+    headers = response.headers
+    etag = headers.get("X-Linked-Etag") or headers.get("ETag")
+    if response.is_error or etag is None or "X-Repo-Commit" not in headers:
+        return
+    name = etag.removeprefix("W/").strip('"')
+    if any(part in ("", ".", "..") for part in re.split(r"[/\\]", name)):
+        raise HubUnreachable(f"{at}: the hub gives a file an ETag that cannot be: {etag!r}", remedy=CHECK_NETWORK)
 
 
 def _check_wait(response: Any, at: str, end: float) -> None:

@@ -33,11 +33,15 @@ RETRY_WAIT_S = 1.0  # before the first retry, doubled for each
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a repository; ``sha256`` is "" where the hub does not say it (small text files)."""
+    """A file of a repository, with what the hub says of its content: ``sha256``, or of small ones git's own ``sha1``.
+
+    Either is "" where the hub does not say it.
+    """
 
     name: str
     size: int
     sha256: str
+    sha1: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,9 @@ def repository(model_id: str, revision: str | None = None, token: str | None = N
         name, size, sha256 = sibling.rfilename, sibling.size, sibling.lfs.sha256 if sibling.lfs else ""
         if not (isinstance(name, str) and isinstance(size, int) and size >= 0 and isinstance(sha256, str)):
             raise HubUnreachable(f"{model_id}: the hub describes a file that cannot be", remedy=CHECK_NETWORK)
-        files[name] = HubFile(name, size, sha256)
+        blob = str(sibling.blob_id)
+        sha1 = blob if not sibling.lfs and re.fullmatch("[0-9a-f]{40}", blob) else ""
+        files[name] = HubFile(name, size, sha256, sha1)
     if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):  # it becomes the name of a folder
         raise HubUnreachable(f"{model_id}: the hub names no commit", remedy=CHECK_NETWORK)
     return Repository(model_id, str(info.sha), files)
