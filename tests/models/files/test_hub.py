@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from outsize.errors import (
     ModelNotFound,
     OutsizeError,
     UntrustedModel,
+    UsageError,
 )
 from outsize.models.files import download as downloading
 from outsize.models.files import http_bounds
@@ -402,6 +404,30 @@ def test_bounds_within_bounds_leave_the_session_as_it_was(hub: FakeHub) -> None:
             assert get_session().send is not outer
         assert get_session().send is outer
     assert "send" not in vars(get_session())
+
+
+@pytest.mark.parametrize("token", ["hf_SECRETä", "“hf_SECRET”"])
+def test_a_token_that_cannot_be_one_is_not_shown(hub: FakeHub, token: str) -> None:
+    hub.models["some/model"] = sharded("safetensors")
+    for ask in (download, remote_model):
+        with pytest.raises(UsageError, match="HF_TOKEN has a character") as error:
+            ask("some/model", token=token)
+        assert "SECRET" not in str(error.value)
+
+
+def test_a_password_in_the_endpoint_is_not_shown() -> None:
+    said: list[str] = []
+    log, handler = logging.getLogger("huggingface_hub.utils._http"), logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        with http_bounds.bounded("some/model"):
+            log.warning("HTTP Error 500 thrown while requesting HEAD http://user:secret@hub/some/model")
+            log.warning("Rate limited. Waiting 2.0s before retry [Retry 1/5].")
+    finally:
+        log.removeHandler(handler)
+    assert said == ["Rate limited. Waiting 2.0s before retry [Retry 1/5]."]
+    assert not log.filters
 
 
 @pytest.mark.parametrize("change", [{"size": "9"}, {"size": -5}, {"size": 0.5}, {"rfilename": 5}], ids=str)

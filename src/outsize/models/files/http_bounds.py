@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ CHECK_NETWORK = "check the network and HF_ENDPOINT; models in the local cache ne
 def bounded(at: str, most: int | None = None) -> Iterator[None]:
     """Bounds all requests of huggingface_hub's session, which by itself obeys a hub that asks to wait for a day.
 
-    ``most``: bytes of a file that is downloaded. huggingface_hub says on stderr itself that it waits.
+    ``most``: bytes of a file that is downloaded. huggingface_hub says on stderr itself that it waits, and no more.
     Raises HubUnreachable, about ``at``.
     """
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
@@ -52,13 +53,24 @@ def bounded(at: str, most: int | None = None) -> Iterator[None]:
         return response
 
     vars(session)["send"] = bounded_send
+    log = logging.getLogger("huggingface_hub.utils._http")
+    log.addFilter(_is_wait)
     try:
         yield
     finally:
+        log.removeFilter(_is_wait)
         if own:  # within another block
             vars(session)["send"] = send
         else:
             del vars(session)["send"]
+
+
+def _is_wait(record: logging.LogRecord) -> bool:
+    """Whether huggingface_hub says that it waits as it was asked to.
+
+    What it says of each attempt that fails names addresses, with the passwords in them, and ends in an error of ours.
+    """
+    return record.getMessage().startswith("Rate limited")
 
 
 class _Asking:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from outsize.errors import HubUnreachable, ModelChanged, ModelNotFound, OutsizeError
+from outsize.errors import HubUnreachable, ModelChanged, ModelNotFound, OutsizeError, UsageError
 from outsize.models.files.byte_source import ByteSource
 from outsize.models.files.folder import (
     CONFIG,
@@ -247,6 +247,8 @@ def _refused(error: Exception, at: str, name: str) -> OutsizeError | None:
         case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
             remedy = "unset HF_HUB_OFFLINE; check the network and HF_ENDPOINT"
             return HubUnreachable(f"{at}: not in the local cache, and the hub cannot be asked", remedy=remedy)
+        case UnicodeEncodeError():  # of a header; its own text has the token in it
+            return UsageError("HF_TOKEN has a character that no token has", remedy="copy it again, without quotes")
         case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
             return ModelNotFound(f"{at}: the hub refuses access", remedy="set a valid HF_TOKEN")
         case errors.HfHubHTTPError():
