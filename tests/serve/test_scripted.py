@@ -225,3 +225,13 @@ def test_tokens_and_text(running: tuple[str, Scripted]) -> None:
         assert session.post("/detokenize", json={"tokens": [1 << 25]}).status_code == 400
         assert session.get("/v1/models/scripted").json()["id"] == "scripted"
         assert "outsize_new_tokens_total" in session.get("/metrics").text
+
+
+def test_the_page_may_load_nothing_but_itself(running: tuple[str, Scripted]) -> None:
+    response = httpx2.get(running[0] + "/", headers={"x-api-key": KEY})
+    assert response.headers["content-type"].startswith("text/html")
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "connect-src 'self'" in policy
+    assert "://" not in response.text  # no other host
+    assert httpx2.get(running[0] + "/").headers["www-authenticate"].startswith("Basic")  # a browser asks for the key

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 import outsize
 from outsize.planner.plan_json import plans_to_json
@@ -27,6 +27,7 @@ from outsize.serve.bodies import (
 )
 from outsize.serve.completions import Completion
 from outsize.serve.metrics import Metrics
+from outsize.serve.page import page
 from outsize.serve.problems import Problem
 from outsize.serve.streams import ClientLeft, streaming, unless_gone
 from outsize.serve.talks import Ask, Talk
@@ -85,11 +86,19 @@ def _add_state(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/plan")
-    async def plan() -> dict[str, Any]:
-        shown = plans_to_json(opening.spec, opening.machine, opening.plan.request, [opening.plan], 0)
+    async def plan(now: bool = False) -> dict[str, Any]:
         sweep = service.sweep
-        now = {**asdict(service.load()), "sweeps": sweep.sweeps, "disk_bytes": sweep.bytes_read}
-        return {**shown, "now": {**now, "waited_s": sweep.stream.stats.waited_s}}
+        done = {"sweeps": sweep.sweeps, "disk_bytes": sweep.bytes_read, "waited_s": sweep.stream.stats.waited_s}
+        doing = {"name": backend.name, **asdict(service.load()), **done}
+        if now:
+            return {"now": doing}
+        shown = plans_to_json(opening.spec, opening.machine, opening.plan.request, [opening.plan], 0)
+        return {**shown, "now": doing}
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def root() -> HTMLResponse:
+        text, headers = page()
+        return HTMLResponse(text, headers=headers)
 
 
 def _add_tokens(app: FastAPI, backend: Backend) -> None:
