@@ -13,7 +13,7 @@ PURE := src/outsize/models/*,src/outsize/machine/*,src/outsize/planner/*,src/out
 KERNELS := $(wildcard src/outsize/kernels/cpu/c/*) setup.py src/outsize/kernels/cpu/build.py
 SANITIZED := .venv/sanitized.so
 
-.PHONY: demo test test-versions test-triton check sanitize bench gpu-check clean
+.PHONY: demo test test-versions test-triton test-web check sanitize bench gpu-check clean
 
 demo: $(READY)  ## plan the bundled model on a machine too small for it, then run it there
 	.venv/bin/outsize demo
@@ -32,6 +32,9 @@ test-versions: $(VERSIONS)  ## what depends on transformers' internals, with the
 # Apart, because whatever imports torch imports Triton too where it is, 70 MiB that a machine without GPU has no use for.
 test-triton: .venv-triton/.ready  ## the GPU kernels, in Triton's interpreter and compiler
 	.venv-triton/bin/python -m pytest --numprocesses auto tests/kernels/test_triton_kernels.py
+
+test-web: .venv-web/.ready  ## the page in a real browser; needs Debian's chromium
+	.venv-web/bin/python -m pytest -m web tests/web
 
 check: $(READY) sanitize  ## format, lint, types, floors, and the kernels under sanitizers
 	.venv/bin/ruff format --check .
@@ -59,7 +62,7 @@ gpu-check:  ## the device checks, with the torch that is there: installs nothing
 	PYTHONPATH=src $${PYTHON:-python3} bench/gpu_check.py
 
 clean:  ## forget the environments
-	rm -rf .venv .venv-bench .venv-oldest .venv-newest .venv-triton
+	rm -rf .venv .venv-bench .venv-oldest .venv-newest .venv-triton .venv-web
 
 $(READY): pyproject.toml constraints.txt $(KERNELS)
 	$(BASE_PYTHON) -m venv .venv
@@ -80,6 +83,11 @@ $(VERSIONS): .venv-%/.ready: Makefile $(READY)
 .venv-triton/.ready: Makefile constraints.txt $(READY)
 	$(BORROW)
 	$(INSTALL) --constraint constraints.txt triton
+	touch $@
+
+.venv-web/.ready: Makefile constraints.txt $(READY)
+	$(BORROW)
+	$(INSTALL) --constraint constraints.txt playwright axe-playwright-python
 	touch $@
 
 # Without AMX: llama.cpp's kernels for it crash (ggml-org/llama.cpp#20824).

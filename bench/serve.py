@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import random
+import runpy
 import statistics
 import subprocess
 import sys
@@ -173,9 +174,7 @@ class Load:
 
 def hostile_bodies(count: int) -> dict[str, Any]:
     """What a server makes of them: statuses, and how much memory it takes."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from serve.hostile import hostile
-
+    hostile = runpy.run_path(str(ROOT / "tests" / "serve" / "hostile.py"))["hostile"]
     statuses: dict[int, int] = {}
     with server() as (url, pid), httpx2.Client(base_url=url, timeout=120) as session:
         memory = [resident_bytes(pid)]

@@ -1,4 +1,4 @@
-"""Makes a folder with a real instruct model, for tests marked ``real``, benchmarks and docs. Nothing of it is committed.
+"""Makes a folder with a real instruct model for tests marked ``real``, for benchmarks and docs. It is not kept here.
 
 python scripts/real_model.py FOLDER          SmolLM2-135M-Instruct, 270 MB of bfloat16
 OUTSIZE_REAL_MODEL=FOLDER pytest -m real
