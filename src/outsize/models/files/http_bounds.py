@@ -84,16 +84,24 @@ class _Asking:
         """The answer, its body not read yet. Raises HubUnreachable, or what huggingface_hub asks again after."""
         import httpx2
 
-        began = time.monotonic() if self._failing_since is None else self._failing_since
-        try:
-            with time_limit(ANSWER_S, self.late):
-                response = self._send(request, stream=True, **keywords)
-        except httpx2.TransportError as error:
-            self._failing_since = began
-            if time.monotonic() - began > ANSWER_S:
-                what = f"{self._at}: the hub cannot be reached ({type(error).__name__}: {error})"
-                raise HubUnreachable(what, remedy=CHECK_NETWORK) from error
-            raise
+        for wait in (1, 2, 4, 0):
+            began = self._failing_since = self._failing_since or time.monotonic()
+            # A read that waits in the kernel ends by its own timeout alone, and huggingface_hub sets one of a minute.
+            left = max(ANSWER_S - (time.monotonic() - began), 0.1)
+            timeouts = request.extensions.get("timeout", {}).items()
+            request.extensions["timeout"] = {name: left if s is None else min(s, left) for name, s in timeouts}
+            try:
+                with time_limit(ANSWER_S, self.late):
+                    response = self._send(request, stream=True, **keywords)
+                break
+            except httpx2.TransportError as error:
+                again = isinstance(error, httpx2.ConnectError)  # huggingface_hub would go on with a session of its own
+                if time.monotonic() - began >= ANSWER_S or (again and not wait):
+                    what = f"{self._at}: the hub cannot be reached ({type(error).__name__}: {error})"
+                    raise HubUnreachable(what, remedy=CHECK_NETWORK) from error
+                if not again:
+                    raise
+            time.sleep(wait)
         self._failing_since = None
         return response
 
