@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from outsize.serve.problems import Problem
 
-MOST_BODY = 32 << 20  # bytes
+MOST_BODY = 8 << 20  # bytes: a million tokens, as ids or as text
+MOST_BODIES = 64 << 20  # bytes of all that are being read or answered
 BODY_S = 60.0  # that a body may take to arrive
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/health",)
@@ -65,6 +66,7 @@ class Guard:
 
     def __init__(self, app: Any, trust: Trust) -> None:
         self._app, self._trust = app, trust
+        self._held = 0  # bytes of bodies
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes a request on, with a body of bounded size that arrives in bounded time."""
@@ -73,17 +75,24 @@ class Guard:
             return
         headers = dict(scope["headers"])
         path = scope["path"]
+        parts: list[bytes] = []
         try:
-            self._trust.check(path, headers)
-            body = await asyncio.wait_for(self._body(receive), BODY_S)
-        except Problem as problem:
-            await _refuse(send, problem, path)
-            return
-        except TimeoutError:
-            await _refuse(send, Problem(408, f"the body did not arrive within {BODY_S:g} s"), path)
-            return
-        if body is None:  # the client has gone meanwhile
-            return
+            problem = None
+            try:
+                self._trust.check(path, headers)
+                complete = await asyncio.wait_for(self._read(receive, parts), BODY_S)
+            except Problem as refused:
+                problem = refused
+            except TimeoutError:
+                problem = Problem(408, f"the body did not arrive within {BODY_S:g} s")
+            if problem is not None:
+                await _refuse(send, problem, path)
+            elif complete:  # else the client has gone meanwhile
+                await self._pass_on(scope, receive, send, b"".join(parts))
+        finally:
+            self._held -= sum(map(len, parts))
+
+    async def _pass_on(self, scope: Any, receive: Any, send: Any, body: bytes) -> None:
         given = False
 
         async def whole() -> Any:
@@ -95,19 +104,22 @@ class Guard:
 
         await self._app(scope, whole, send)
 
-    async def _body(self, receive: Any) -> bytes | None:
-        parts: list[bytes] = []
+    async def _read(self, receive: Any, parts: list[bytes]) -> bool:
+        """Reads a body into parts. Whether it is complete. Raises Problem."""
         size = 0
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return None
+                return False
             parts.append(message.get("body", b""))
             size += len(parts[-1])
+            self._held += len(parts[-1])
             if size > self._trust.most_body:
                 raise Problem(413, f"the body is too large; need at most {self._trust.most_body} bytes")
+            if self._held > MOST_BODIES:
+                raise Problem(503, "too many large requests at once", code="busy", retry_s=1.0)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return True
 
 
 def urlsplit_host(origin: str) -> str:
@@ -130,7 +142,8 @@ async def _refuse(send: Any, problem: Problem, path: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if problem.status == 401:
         headers.append((b"www-authenticate", b'Basic realm="outsize"'))
-    if problem.status in (408, 413):  # what is still to come of the body is not read
+    headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+    if problem.status in (408, 413, 503):  # what is still to come of the body is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
