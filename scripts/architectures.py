@@ -58,21 +58,26 @@ def main(files: list[str]) -> None:
             share = f"{held / len(possible):.1%}" if possible else ""
             lines.append(f"| {words} | {held} | {len(possible)} | {share} |")
         left += [f"- `{entry['cls']}`: {reason(entry)}" for entry in bad]
-        not_run += [f"`{entry['cls']}`" for entry in mine if entry not in possible]
+        not_run += [
+            f"- `{entry['cls']}`: {cleaned(entry[DTYPES[0]]['skip'])}" for entry in mine if entry not in possible
+        ]
     lines += ["", "## Not yet", "", *(left or ["None."]), ""]
     lines += ["## Not compared", "", "transformers itself does not build or run these, or differs from itself:", ""]
-    lines += [", ".join(sorted(set(not_run))) + ".", ""]
+    lines += [*sorted(set(not_run)), ""]
     PAGE.write_text("\n".join(lines))
 
 
 def reason(entry: dict[str, Any]) -> str:
     """The first difference, without paths of the run."""
     dtypes = [d for d in DTYPES if entry[d].get("bad")]
-    text = " ".join(entry[dtypes[0]]["bad"][0].split())
-    text = re.sub(r"^plan: exit \d: outsize: ", "", text)
-    text = re.sub(r" @ .*$", "", re.sub(r"/\S+/", "", text))
     alone = "" if len(dtypes) == len(DTYPES) else f"{dtypes[0]} alone: "
-    return f"{alone}{text[:200]}"
+    return f"{alone}{cleaned(entry[dtypes[0]]['bad'][0])}"
+
+
+def cleaned(text: str) -> str:
+    """One short line without places in files."""
+    text = re.sub(r"^plan: exit \d: outsize: |^transformers: ", "", " ".join(text.split()))
+    return re.sub(r" (@|\[/|<-) ?.*$", "", re.sub(r"/\S+/", "/", text))[:160]
 
 
 if __name__ == "__main__":

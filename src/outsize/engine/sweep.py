@@ -306,7 +306,8 @@ def layers_of(
     for unit, module in zip(units, spec.modules, strict=True):
         mine = placed.get(module.name, [])
         streamed = any(group.streamed for _, group, _ in mine)
-        tied_lookups = tuple(m for m in unit.modules[1:] if is_lookup(m))
+        rows_alone = all(len(weight.shape) == 2 for weight in unit.weights)  # T5Gemma2's embeddings have a vector too
+        tied_lookups = tuple(m for m in unit.modules[1:] if rows_alone and is_lookup(m))
         looked_up = unit.modules if not mine else tied_lookups if streamed else ()
         bind_rows(unit, looked_up, rows)
         encoded = frozenset(t.name for t in module.tensors if has_bf12(module, t, plan.weights))

@@ -413,3 +413,16 @@ def test_a_configuration_alone(tmp_path: Path) -> None:
     spec = survey(tmp_path)
     assert spec.dtype == "float32"
     assert spec.parameters > 0
+
+
+def test_a_model_that_does_not_say_where_its_embeddings_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ARCHITECTURES["llama"].make_model()
+    folder = open_folder(write_checkpoint(tmp_path, model))
+
+    def unknown(self: Any) -> Any:
+        raise NotImplementedError("`get_input_embeddings` not auto-handled")
+
+    monkeypatch.setattr(type(model), "get_input_embeddings", unknown)
+    config = tracing.read_config(folder.config)
+    skeleton = tracing.rehearse(config, type(model), folder.tensors, lambda a, b: True)
+    assert [unit.name for unit in skeleton.units if unit.role == "embedding"] == ["model.embed_tokens"]

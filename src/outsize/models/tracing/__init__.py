@@ -246,7 +246,8 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
         for w in unit.weights
     )
     role = unit.role
-    if role == "embedding" and not unit.tied and not all(_by_rows(w, measured) for w in unit.weights):
+    rows = all(len(w.shape) == 2 for w in unit.weights)
+    if role == "embedding" and not (rows and (unit.tied or all(_by_rows(w, measured) for w in unit.weights))):
         role = "other"  # a table that is used as a whole, or put together from several, cannot rest on disk
     return ModuleSpec(unit.name, role, unit.stack, tensors, measured.cache[unit.name], unit.tied)
 

@@ -102,7 +102,10 @@ def units_of(model: PreTrainedModel, weights: dict[int, Weight]) -> Iterator[Uni
         owners.setdefault(owner, []).append(weight)
         sharers.setdefault(owner, {}).update(users)
     encoder = _encoder_prefix(model)
-    embeddings = model.get_input_embeddings()
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:  # transformers' own base class does not find it, and nobody said where it is
+        embeddings = None
     by_name = dict(model.named_modules())
     for owner, owned in owners.items():
         module = by_name[owner]
