@@ -9,6 +9,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from outsize.engine.request import GenerateRequest
+from outsize.evals.fewshot.job import job_of
+from outsize.evals.fewshot.task import Task
 from outsize.evals.requests import Encoder, prefix_token
 from outsize.models.tracing.pretrained import load_tokenizer
 
@@ -74,3 +77,25 @@ def test_requests() -> None:
     assert "no tokens" in str(encoder().score_request("k", "a", [" b", ""]))
     none = Encoder(load_tokenizer(DEMO), NONE, encoder_decoder=False)
     assert "context is empty" in str(none.score_request("k", "", ["x"]))
+
+
+def test_new_tokens_where_nobody_asked_for_a_number() -> None:
+    def most(prompt: int, positions: int | None, *, both: bool = False) -> int:
+        spec: Any = SimpleNamespace(max_positions=positions, encoder_decoder=both)
+        return Encoder(words(bos_token="<s>"), NONE, encoder_decoder=both, spec=spec).new_tokens(range(prompt), 64)
+
+    assert most(8, None) == most(8, 100) == 64
+    assert most(8, 10) == 3  # the last one takes no position
+    assert most(10, 10) == most(11, 10) == 1  # and what does not fit is refused for itself
+    assert most(8, 10, both=True) == 10
+
+
+@pytest.mark.parametrize(("said", "want"), [({}, 3), ({"max_new_tokens": 64}, 64)])
+def test_fewshot_answers_end_where_positions_do(said: dict[str, int], want: int) -> None:
+    known: dict[str, Any] = {"path": Path("t"), "choices": (), "choices_field": "", "metrics": (), "stop": ()}
+    task = Task.model_construct(_fields_set=set(said), **known, **said)
+    spec: Any = SimpleNamespace(max_positions=4, encoder_decoder=False)
+    line: Any = SimpleNamespace(key="0", context="a")
+    request = job_of(task).request(line, Encoder(words(bos_token="<s>"), NONE, encoder_decoder=False, spec=spec))
+    assert isinstance(request, GenerateRequest)
+    assert (len(request.prompt), request.max_new_tokens) == (2, want)
