@@ -67,6 +67,16 @@ def test_another_file_is_another_tokenizer(tmp_path: Path) -> None:
     assert TokenCounter(folder).count(TEXT) == few + 2
 
 
+def test_numbers_of_tokens_beyond_all_reason_are_not_written_down(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "model"))
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["vocab"] = {text: token + 4_000_000_000 for text, token in whole["model"]["vocab"].items()}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    counter = TokenCounter(folder)  # or takes 5 GB and minutes
+    assert counter._kept is None
+    assert counter.count("the lamp") == 8
+
+
 def test_a_tokenizer_that_panics(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DEMO, tmp_path / "model"))
     whole = json.loads((folder / "tokenizer.json").read_text())

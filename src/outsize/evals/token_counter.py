@@ -22,6 +22,7 @@ from outsize.models.files.tokenizer_limits import check_tokenizer, tokenizer_err
 from outsize.paths import outsize_cache
 
 SCHEMA = 1
+MOST_IDS = 1 << 24  # its library writes a line for each number below the highest one, whatever is there
 SAMPLE = "The lamp's 2 lights\n\n  é漢 <s> {}"  # with all special tokens in it: what is kept must make the same of it
 
 
@@ -108,7 +109,7 @@ def _described(tokenizer: Any, folder: Path) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
     backend, text = getattr(tokenizer, "backend_tokenizer", None), None
-    if isinstance(backend, Tokenizer):
+    if isinstance(backend, Tokenizer) and max(tokenizer.get_vocab().values(), default=0) < MOST_IDS:
         copy = Tokenizer.from_str(backend.to_str())
         copy.no_truncation()
         copy.no_padding()
