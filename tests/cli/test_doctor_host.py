@@ -10,9 +10,7 @@ import pytest
 from machine.fake_host import V1_CPU_MOUNT, fake_host
 
 from outsize.cli import command_doctor, doctor_host
-from outsize.machine.linux import Host, processor_seconds
-
-STAT = "cpu  9 9 9 9 9 9 9 9\ncpu0 100 10 50 700 5 1 2 32 0 0\ncpu1 5 0 0 0 0 0 0 0\ncpu9 7 7 7 7 7 7 7 7\nintr 1\n"
+from outsize.machine.linux import Host
 
 
 def test_a_process_that_computes_beside_is_seen() -> None:
@@ -26,12 +24,6 @@ def test_a_process_that_computes_beside_is_seen() -> None:
             process.wait()
     assert check.state == "note"
     assert "others take" in check.value
-
-
-def test_processor_seconds_are_those_of_the_processors_that_may_be_used(tmp_path: Path) -> None:
-    host = fake_host(tmp_path, {"/proc/stat": STAT}, cpus=2)
-    assert processor_seconds(host) == pytest.approx((100 + 10 + 50 + 1 + 2 + 32 + 5) / 100)
-    assert processor_seconds(fake_host(tmp_path / "none", {})) == 0
 
 
 def test_swap_in_use_is_said(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import json
 
 from planner.shapes import GIB, decoder, gpu, machine
 
-from outsize.planner.plan_json import plans_to_json
-from outsize.planner.planner import choose, make_request, plan_all
+from outsize.planner.advice import Advice
+from outsize.planner.plan_json import advice_to_json, plans_to_json
+from outsize.planner.planner import choose, make_request, plan_all, plan_one
 
 
 def test_the_object_has_what_the_interface_names_and_survives_json():
@@ -29,3 +30,12 @@ def test_the_object_has_what_the_interface_names_and_survives_json():
         assert {"first_token_s", "token_s", "bottleneck", "disk_bytes_per_token"} == set(shown["predicted"])
         assert shown["devices"]["ram"]["total_bytes"] == plan.usage["ram"].total_bytes
         assert {"weights_bytes", "kv_bytes", "workspace_bytes", "capacity_bytes"} <= set(shown["devices"]["gpu0"])
+
+
+def test_advice_is_the_change_and_what_comes_of_it():
+    spec, here = decoder(4, 1024), machine(GIB, disk_rate=1e9)
+    plan = plan_one(spec, here, make_request(spec, context=128))
+    advice = Advice("weights in int8", "--weights int8", plan)
+    shown = json.loads(json.dumps(advice_to_json(advice)))
+    assert (shown["change"], shown["options"], shown["weights"]) == ("weights in int8", "--weights int8", "native")
+    assert shown["predicted"]["token_s"] == plan.predicted.token_s

@@ -29,9 +29,9 @@ from outsize.errors import (
 from outsize.models.files import download as downloading
 from outsize.models.files import http_bounds
 from outsize.models.files import hub as hub_module
-from outsize.models.files.download import download
+from outsize.models.files.download import _is_right, download
 from outsize.models.files.folder import open_folder
-from outsize.models.files.hub import cached_folder, remote_model
+from outsize.models.files.hub import HubFile, cached_folder, remote_model, repository
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_hub_without_ranges(hub: FakeHub) -> None:
 
 
 def test_a_file_that_changes_on_the_hub(hub: FakeHub) -> None:
-    from outsize.models.files.hub import RemoteFile, repository
+    from outsize.models.files.hub import RemoteFile
 
     hub.models["some/model"] = sharded("torch")
     files = repository("some/model")
@@ -460,3 +460,24 @@ def test_a_repository_of_very_many_files(hub: FakeHub) -> None:
     hub.models["some/model"] = {**sharded("safetensors"), **{f"{i}.json": b"{}" for i in range(1001)}}
     with pytest.raises(DamagedModel, match="too many small files"):
         download("some/model")
+
+
+def test_files_whose_size_the_hub_does_not_say_are_no_weights(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.models["some/model"] = {**sharded("safetensors"), "notes.txt": b"hello"}
+    honest = fakehub.describe
+
+    def describe(model_id: str, files: dict[str, bytes]) -> dict[str, Any]:
+        said = honest(model_id, files)
+        for sibling in said["siblings"]:
+            if sibling["rfilename"] == "notes.txt":
+                del sibling["size"]
+        return said
+
+    monkeypatch.setattr(fakehub, "describe", describe)
+    assert "notes.txt" not in repository("some/model").files
+    assert "config.json" in repository("some/model").files
+
+
+def test_a_file_of_another_size_is_not_right(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"hello")
+    assert not _is_right(tmp_path / "file", HubFile("file", 4, ""))

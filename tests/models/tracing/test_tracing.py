@@ -426,3 +426,12 @@ def test_a_model_that_does_not_say_where_its_embeddings_are(tmp_path: Path, monk
     config = tracing.read_config(folder.config)
     skeleton = tracing.rehearse(config, type(model), folder.tensors, lambda a, b: True)
     assert [unit.name for unit in skeleton.units if unit.role == "embedding"] == ["model.embed_tokens"]
+
+
+def test_what_a_first_forward_pass_scales_in_place_is_scaled_at_the_load(tmp_path: Path) -> None:
+    small = {"vocab_size": 99, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 3}
+    config = transformers.RwkvConfig(**small, context_length=64, rescale_every=1)
+    folder = write_checkpoint(tmp_path, transformers.RwkvForCausalLM(config).eval())
+    spec = survey(folder)
+    made = {name for name, origin in spec.origins.items() if origin.copies}
+    assert {"rwkv.blocks.1.attention.output.weight", "rwkv.blocks.2.feed_forward.value.weight"} <= made
