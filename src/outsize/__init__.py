@@ -22,14 +22,13 @@ from outsize.errors import (
     UntrustedModel,
     UsageError,
 )
+from outsize.threads import choose_wait_policy
 from outsize.version import __version__
 
 if TYPE_CHECKING:
     from outsize.api import load, plan
 
-# OpenMP reads it when torch loads it. Where another process keeps one thread from its core, threads that spin while
-# they wait for it make a token up to twenty times slower; those that sleep, about twice (bench/busy.py, docs/log.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+choose_wait_policy(os.environ)
 
 
 __all__ = [

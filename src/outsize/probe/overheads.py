@@ -37,7 +37,7 @@ LARGE: Mapping[str, Any] = {
 }  # fmt: skip
 FEW_BLOCKS = 2  # of the demo model, to tell the blocks' seconds from the loop's
 TOKENS = 24
-SHORT, PROMPT, LONG = 16, 512, 2048  # tokens of prompts
+SHORT, PROMPT, LONG = 16, 1024, 2048  # tokens of prompts
 START_S = 60.0  # most that a start may take
 
 
@@ -105,7 +105,10 @@ def _large(machine: Machine, folder: Path) -> dict[str, float]:
 
 def _starts() -> dict[str, float]:
     """Until a load can compute: in a new process, and in one that has imported what it needs."""
-    code = "import sys; from outsize.probe.overheads import start; print(start())"
+    code = (
+        "import time; began = time.monotonic(); from outsize.probe.overheads import start; start();"
+        "print(time.monotonic() - began)"  # imports included
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=START_S, check=True

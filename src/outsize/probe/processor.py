@@ -20,12 +20,12 @@ from outsize.kernels.memory_rate import total
 from outsize.kernels.weights import NativeWeight, PackedWeight
 from outsize.models.bf12_layout import LINE, bf12_bytes
 from outsize.models.formats import GROUPS, Packing
-from outsize.store.buffer import Memory
+from outsize.store.buffer import Memory, give_back_large_memory
 
 WIDTH = 4096
 SHAPES = ((WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH))  # [out, in] of a block's matrices
 FEW_ROWS = 16  # that one reading of the weights serves
-PREFILL_ROWS = (64, 512)
+PREFILL_ROWS = (64, 1024)
 PASSES = 5
 STEP_SECONDS = 2.0  # for the passes of one figure
 PACKED = {name: Packing(bits, GROUPS[0], words=True, scale="bfloat16") for name, bits in (("int8", 8), ("int4", 4))}
@@ -66,6 +66,7 @@ class Bench:
     """A buffer on huge pages, as the runtime's weights are, and how fast they are multiplied with all threads."""
 
     def __init__(self, nbytes: int) -> None:
+        give_back_large_memory()  # as in a loaded model: what large matmuls lay out anew is new memory each time
         self.nbytes = nbytes - nbytes % (PATTERN * 4)
         self._bytes = torch.frombuffer(Memory(self.nbytes).view, dtype=torch.uint8)
         self._bytes.zero_()
