@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -25,9 +26,9 @@ class _NoStorage(torch.Tensor):
         """Raises OutsizeError."""
         raise self.refusal()
 
+    @abstractmethod
     def refusal(self) -> OutsizeError:
         """Why there is nothing to compute with."""
-        raise NotImplementedError
 
 
 class AbsentTensor(_NoStorage):

@@ -11,14 +11,14 @@ import contextlib
 import math
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from outsize.engine.answer import Answer, Event, Failed, Wish
 from outsize.engine.kept_prefixes import KeptPrefixes
 from outsize.engine.logits import Head
+from outsize.engine.pending import Pending
 from outsize.engine.prefix_cache import can_share_prefixes
 from outsize.engine.scheduler import CANCELLED, Job, Scheduler
 from outsize.engine.sequence import too_long, unknown_token
@@ -88,43 +88,6 @@ class Counts:
     failed: int = 0
     cancelled: int = 0
     most_sharing: int = 0
-
-
-@dataclass(slots=True)
-class Pending:
-    """Sequences that wait, by client: the clients take turns, each client's own come in their order."""
-
-    clients: OrderedDict[str, deque[Answer]] = field(default_factory=OrderedDict)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.clients.values()))
-
-    def __iter__(self) -> Iterator[Answer]:
-        for answers in list(self.clients.values()):
-            yield from list(answers)
-
-    def add(self, client: str, answers: Sequence[Answer]) -> None:
-        """Puts a client's sequences behind those that it has asked for before."""
-        self.clients.setdefault(client, deque()).extend(answers)
-
-    def first(self) -> Answer | None:
-        """Whose turn it is; those that nobody wants any more are passed over."""
-        for client in list(self.clients):
-            answers = self.clients[client]
-            while answers and answers[0].cancelled:
-                answers.popleft().tell(Failed(CANCELLED))
-            if answers:
-                return answers[0]
-            del self.clients[client]
-        return None
-
-    def take(self) -> None:
-        """The first has begun: the next client's turn."""
-        client, answers = next(iter(self.clients.items()))
-        answers.popleft()
-        del self.clients[client]
-        if answers:
-            self.clients[client] = answers
 
 
 class Service:

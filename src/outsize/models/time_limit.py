@@ -45,8 +45,7 @@ def time_limit(seconds: float, late: Callable[[], Exception]) -> Iterator[None]:
             for _ in range(MOST_CHECKS):
                 if not raised or isinstance(sys.exc_info()[1], _Overdue):
                     break
-                time.sleep(
-                    0
-                )  # pragma: no cover  (it is on its way, and must not arrive anywhere else: a matter of luck)
+                # It is on its way, and must not arrive anywhere else. Whether it still is here is luck.
+                time.sleep(0)  # pragma: no cover
     except _Overdue:
         raise late() from None
