@@ -11,7 +11,7 @@ from typing import Literal
 from outsize.models.dtypes import dtype_bytes
 from outsize.models.formats import Packing
 
-Role = Literal["embedding", "block", "head", "other"]
+Role = Literal["embedding", "block", "experts", "head", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class TensorSpec:
     each done with before the next begins. ``packing``: how the checkpoint has it quantised, if it has; ``stored`` and
     ``runtime`` are the scales' data types then, and ``shape`` that of the weight itself, [out, in]. ``span``: bytes
     that reading it takes where it is stored as a strided view, which may be more or fewer than its elements'; else 0.
+    ``matrices``: in how many tensors the checkpoint has it: routed experts [experts, out, in] are stored one by one.
     """
 
     name: str  # as in model.named_parameters(): "model.decoder.layers.0.fc1.weight"
@@ -49,6 +50,7 @@ class TensorSpec:
     part: int = 0
     packing: Packing | None = None
     span: int = 0
+    matrices: int = 1
 
     @property
     def elements(self) -> int:
@@ -62,7 +64,7 @@ class TensorSpec:
         Of a strided view, its span.
         """
         if self.packing is not None:
-            return (self.span or self.packing.nbytes(self.shape)) + self.packing.file_bytes
+            return (self.span or self.packing.nbytes(self.shape)) + self.matrices * self.packing.file_bytes
         return self.span or self.elements * dtype_bytes(self.stored)
 
     @property
@@ -104,8 +106,9 @@ class CacheSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModuleSpec:
-    """One unit of placement: a block, or a module outside the blocks that owns weights.
+    """One unit of placement: a block, its routed experts, or a module outside the blocks that owns weights.
 
+    ``experts``: how many routed experts it has, of which each token uses ``per_token``; 0 in all other modules.
     ``stack`` tells encoder blocks from decoder blocks ("" where there is one stack). ``tied`` names the modules that
     use the same weights (an embedding under its head): their bytes are counted here, once.
     """
@@ -116,6 +119,8 @@ class ModuleSpec:
     tensors: tuple[TensorSpec, ...]
     cache: CacheSpec
     tied: tuple[str, ...] = ()
+    experts: int = 0
+    per_token: int = 0
 
     @property
     def parts(self) -> tuple[tuple[TensorSpec, ...], ...]:
@@ -172,6 +177,12 @@ class ModelSpec:
     def parameters(self) -> int:
         """Number of parameters, tied weights once."""
         return sum(t.elements for m in self.modules for t in m.tensors)
+
+    @property
+    def active_parameters(self) -> int:
+        """Number of parameters that a token uses: of routed experts, those that it is sent to."""
+        counts = ((sum(t.elements for t in m.tensors), m) for m in self.modules)
+        return sum(count * m.per_token // m.experts if m.experts else count for count, m in counts)
 
     @property
     def weight_bytes(self) -> int:

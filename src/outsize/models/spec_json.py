@@ -11,19 +11,25 @@ from outsize.errors import OutsizeError
 from outsize.models.formats import Packing
 from outsize.models.spec import CacheSpec, ModelSpec, ModuleSpec, Origin, TensorSpec, WorkspaceSpec
 
-SCHEMA = 6  # 2: origins; 3: parts; 4: packings; 5: passes without a cache; 6: the workspace leaves the cache out
+# 2: origins; 3: parts; 4: packings; 5: passes without a cache; 6: the workspace leaves the cache out; 7: experts
+SCHEMA = 7
 ABSOLUTE = "="  # marks a tensor whose name does not start with its module's (a weight tied across modules)
 
 
 def spec_to_json(spec: ModelSpec) -> str:
     """The JSON text of a spec, stable under equal specs."""
     entries: list[dict[str, Any]] = []
+    known: dict[str, list[str]] = {}  # names of modules that are alike
     for module in spec.modules:
         entry = _entry(module)
-        if entries and entries[-1] == {**entry, "names": entries[-1]["names"]}:
-            entries[-1]["names"].append(module.name)
+        alike = json.dumps({**entry, "names": []})
+        if alike in known:
+            known[alike].append(module.name)
         else:
+            known[alike] = entry["names"]
             entries.append(entry)
+    in_entries = [name for entry in entries for name in entry["names"]]
+    order = [module.name for module in spec.modules]
     body: dict[str, Any] = {
         "schema": SCHEMA,
         "id": spec.id,
@@ -37,6 +43,8 @@ def spec_to_json(spec: ModelSpec) -> str:
         "workspace": [spec.workspace.base, spec.workspace.linear, spec.workspace.square],
         "modules": entries,
     }
+    if order != in_entries:
+        body["order"] = order
     if spec.resting is not None:
         body["resting"] = [spec.resting.base, spec.resting.linear, spec.resting.square]
     if spec.origins:
@@ -50,6 +58,7 @@ def spec_from_json(text: str) -> ModelSpec:
         body = json.loads(text)
         if body["schema"] != SCHEMA:
             raise ValueError(f"schema {body['schema']}, not {SCHEMA}")
+        modules = {name: _module(entry, name) for entry in body["modules"] for name in entry["names"]}
         return ModelSpec(
             id=body["id"],
             architecture=body["architecture"],
@@ -61,7 +70,7 @@ def spec_from_json(text: str) -> ModelSpec:
             buffer_bytes=body["buffer_bytes"],
             workspace=WorkspaceSpec(*body["workspace"]),
             resting=WorkspaceSpec(*body["resting"]) if "resting" in body else None,
-            modules=tuple(_module(entry, name) for entry in body["modules"] for name in entry["names"]),
+            modules=tuple(modules[name] for name in body.get("order", modules)),
             origins={name: Origin(tuple(names), copies) for name, (copies, *names) in body.get("origins", {}).items()},
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -74,10 +83,14 @@ def _entry(module: ModuleSpec) -> dict[str, Any]:
     for tensor in module.tensors:
         short = tensor.name.removeprefix(prefix) if tensor.name.startswith(prefix) else ABSOLUTE + tensor.name
         packing = None if tensor.packing is None else astuple(tensor.packing)
-        more = [packing, tensor.span] if tensor.span else [packing] if packing else []  # none for most
+        more: list[Any] = [packing, tensor.span, tensor.matrices]
+        while more and more[-1] == (None, 0, 1)[len(more) - 1]:
+            more.pop()  # most tensors have none of these
         tensors.append([short, list(tensor.shape), tensor.stored, tensor.runtime, tensor.matmul, tensor.part, *more])
     cache = module.cache
+    routed = {"experts": [module.experts, module.per_token]} if module.experts else {}
     return {
+        **routed,
         "names": [module.name],
         "role": module.role,
         "stack": module.stack,
@@ -101,4 +114,4 @@ def _module(entry: Mapping[str, Any], name: str) -> ModuleSpec:
         )
         for short, shape, stored, runtime, matmul, part, *more in entry["tensors"]
     )
-    return ModuleSpec(name, entry["role"], entry["stack"], tensors, CacheSpec(*entry["cache"]), tuple(entry["tied"]))
+    return ModuleSpec(name, entry["role"], entry["stack"], tensors, CacheSpec(*entry["cache"]), tuple(entry["tied"]), *entry.get("experts", ()))

@@ -103,7 +103,7 @@ def test_experts_that_transformers_stacks() -> None:
             expert = f"model.layers.{layer}.block_sparse_moe.experts.{i}"
             state[f"{expert}.w1.weight"], state[f"{expert}.w3.weight"] = both[i].chunk(2)
             state[f"{expert}.w2.weight"] = down[i]
-    with pytest.raises(UnsupportedModel, match=r"experts\.gate_up_proj is put together from packed weights"):
+    with pytest.raises(UnsupportedModel, match=r"experts\.gate_up_proj is only partly packed"):
         rehearse(model, state, "model.layers.1.block_sparse_moe.experts.2.w1.weight")
 
 

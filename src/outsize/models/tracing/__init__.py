@@ -28,6 +28,7 @@ from outsize.models.files.packed_tensors import PackedTensor, merge, shapes_in
 from outsize.models.quantization import Quantisation, read_quantisation
 from outsize.models.spec import ModelSpec, ModuleSpec, Origin, StoredTensor, TensorSpec
 from outsize.models.time_limit import time_limit
+from outsize.models.tracing.experts import find_experts
 from outsize.models.tracing.measure import Measured, measure
 from outsize.models.tracing.packed_weights import settle
 from outsize.models.tracing.parts import divide
@@ -176,7 +177,7 @@ def rehearse(
     model.config.name_or_path = str(folder) if folder else ""
     if folder is not None and model.can_generate():
         model.generation_config = load_generation_config(folder) or model.generation_config
-    weights = settle(take_weights(model), model, quantisation)
+    weights = settle(find_experts(take_weights(model)), model, quantisation)
     return Skeleton(model, tuple(units_of(model, weights)))
 
 
@@ -238,10 +239,11 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
             w.shape,
             _stored_dtype(w),
             name_of(w.dtype),
-            w.matmul and unit.role == "block" and is_whole(w.expression),
+            _quantisable(unit, w),
             parts[w.name],
             w.packing,
             _span(w),
+            sum(len(matrices) for matrices in w.experts) or 1,
         )
         for w in unit.weights
     )
@@ -249,7 +251,18 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
     rows = all(len(w.shape) == 2 for w in unit.weights)
     if role == "embedding" and not (rows and (unit.tied or all(_by_rows(w, measured) for w in unit.weights))):
         role = "other"  # a table that is used as a whole, or put together from several, cannot rest on disk
-    return ModuleSpec(unit.name, role, unit.stack, tensors, measured.cache[unit.name], unit.tied)
+    experts = len(unit.weights[0].experts)
+    per_token = measured.per_token.get(unit.name, experts)
+    return ModuleSpec(
+        unit.name, role, unit.stack, tensors, measured.cache[unit.name], unit.tied, experts, min(per_token, experts)
+    )
+
+
+def _quantisable(unit: Unit, weight: Weight) -> bool:
+    """Whether it is what int8 and int4 quantise: matrices of the checkpoint, one by one, that inputs multiply."""
+    if weight.experts:
+        return all(is_whole(matrix) for matrices in weight.experts for matrix in matrices)
+    return weight.matmul and unit.role == "block" and is_whole(weight.expression)
 
 
 def _by_rows(weight: Weight, measured: Measured) -> bool:

@@ -38,13 +38,14 @@ Watched = tuple[str, tuple[nn.Module, ...], str, str]  # name, modules, role, st
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one model's forward pass showed."""
+    """What one model's forward pass showed. ``per_token``: routed experts that a token uses, by module."""
 
     order: tuple[str, ...]
     cache: dict[str, CacheSpec]
     workspace: WorkspaceSpec
     resting: WorkspaceSpec
     turns: Turns
+    per_token: Mapping[str, int]
 
 
 def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
@@ -81,7 +82,7 @@ def measure(model: PreTrainedModel, units: Sequence[Watched]) -> Measured:
     elif layers:  # layers that share caches, or that are no blocks: the sum is what counts, on the first block
         cache[next(iter(decoders), units[0][0])] = _sum(layers)
     peaks = [max(kept.peak, passed.peak) for kept, passed in zip(passes, bare, strict=True)]
-    return Measured((*order, *missing), cache, _fit(peaks), _fit([p.resting for p in bare]), turns)
+    return Measured((*order, *missing), cache, _fit(peaks), _fit([p.resting for p in bare]), turns, passes[0].per_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class _Pass:
     cache: tuple[tuple[int, int, int | None], ...]  # own bytes, cross bytes, window; per layer
     peak: int
     resting: int  # most bytes that lived when a module with weights began
+    per_token: Mapping[str, int]  # routed experts that a token uses
 
 
 class _Numbers(TorchFunctionMode):
@@ -218,7 +220,15 @@ def _forward(
     order: list[str] = []
     hooks = []
     lived = [0]
+    per_token: dict[str, int] = {}
     for name, modules, role, _ in units:
+        if role == "experts":
+
+            def count(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                chosen = (*args, *kwargs.values())[1]  # [tokens, k]
+                per_token[name] = chosen.shape[-1]
+
+            hooks.append(modules[0].register_forward_pre_hook(count, with_kwargs=True))
         last = modules[:1] if role == "head" else modules  # tied: the head's turn is when the head itself runs
         for module in last:
 
@@ -243,7 +253,7 @@ def _forward(
         for hook in hooks:
             hook.remove()
     held = cache_in(out)
-    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak(_storages(held)), max(lived))
+    return _Pass(tuple(order), tuple(_layer_bytes(held)), live.peak(_storages(held)), max(lived), per_token)
 
 
 def _layers(cache: Any) -> list[Any]:

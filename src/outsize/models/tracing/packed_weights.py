@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from outsize.errors import DamagedModel, UnsupportedModel
+from outsize.models.formats import Packing
 from outsize.models.quantization import Quantisation
 from outsize.models.tracing.recording import Call, Expression, Packed
 from outsize.models.tracing.units import Weight
@@ -28,6 +29,8 @@ def settle(weights: Mapping[int, Weight], model: nn.Module, quantisation: Quanti
 
 
 def _settled(weight: Weight, names: Mapping[int, str], quantisation: Quantisation) -> Weight:
+    if weight.experts and _has_packed(weight.expression):
+        return _settled_experts(weight, quantisation)
     packed, cast = _taken(weight.expression)
     if packed is None:
         if _has_packed(weight.expression):
@@ -49,6 +52,27 @@ def _settled(weight: Weight, names: Mapping[int, str], quantisation: Quantisatio
     packing = scheme.packing(packed.tensor.shape[-1], packed.tensor.dtype)
     expression = Packed(packed.tensor.fitted(packing), packing, cast)
     return replace(weight, expression=expression, packing=packing)
+
+
+def _settled_experts(weight: Weight, quantisation: Quantisation) -> Weight:
+    """Routed experts: every matrix is a Linear layer's of its own to the configuration, under its checkpoint's name."""
+    packings: set[Packing] = set()
+
+    def settled(matrix: Expression) -> Expression:
+        packed, cast = _taken(matrix)
+        if packed is None:
+            raise UnsupportedModel(f"{weight.name} is only partly packed", remedy="the native checkpoint")
+        scheme = quantisation.scheme_of(packed.tensor.name.removesuffix(".weight"), ["Linear"])
+        if scheme is None:
+            raise DamagedModel(f"{packed.tensor.name} is packed, but quantization_config does not name its module")
+        packing = scheme.packing(packed.tensor.shape[-1], packed.tensor.dtype)
+        packings.add(packing)
+        return Packed(packed.tensor.fitted(packing), packing, cast)
+
+    experts = tuple(tuple(settled(matrix) for matrix in matrices) for matrices in weight.experts)
+    if len(packings) > 1:
+        raise UnsupportedModel(f"the experts of {weight.name} are packed in several ways")
+    return replace(weight, experts=experts, packing=packings.pop())
 
 
 def _taken(expression: Expression) -> tuple[Packed | None, torch.dtype | None]:

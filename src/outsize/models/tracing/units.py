@@ -26,7 +26,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One weight: its name, its expression over the checkpoint, and every place that shares it (tied weights)."""
+    """One weight: its name, its expression over the checkpoint, and every place that shares it (tied weights).
+
+    ``experts``: of a layer's routed experts, the matrices [out, in] of each, whose outputs stand beside each other.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -35,11 +38,12 @@ class Weight:
     slots: tuple[Slot, ...]
     matmul: bool
     packing: Packing | None = None
+    experts: tuple[tuple[Expression, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A block, or a module outside the blocks that owns weights: the unit of placement.
+    """A block, its routed experts, or a module outside the blocks that owns weights: the unit of placement.
 
     ``modules`` are the modules before whose forward pass the weights must be there: the module itself and, where its
     weights are tied, the others that use them.
@@ -86,7 +90,7 @@ def take_weights(model: PreTrainedModel) -> dict[int, Weight]:
 
 
 def units_of(model: PreTrainedModel, weights: dict[int, Weight]) -> Iterator[Unit]:
-    """Blocks, and every other module that owns weights; a tied weight belongs to the head, if that uses it."""
+    """Blocks, their experts, and every other module that owns weights; a tied weight is the head's, if that uses it."""
     blocks = _blocks(model)
     inside = {id(m): name for name, block in blocks.items() for m in block.modules()}
     names = {id(module): name for name, module in model.named_modules()}
@@ -96,7 +100,9 @@ def units_of(model: PreTrainedModel, weights: dict[int, Weight]) -> Iterator[Uni
     for weight in weights.values():
         users: dict[str, nn.Module] = {}
         for slot in weight.slots:
-            name = inside.get(id(slot.module)) or names[id(slot.module)]
+            name = names[id(slot.module)]
+            if not weight.experts:  # which are a unit of their own
+                name = inside.get(id(slot.module), name)
             users[name] = blocks.get(name, slot.module)
         owner = next((n for n, m in users.items() if m is head), next(iter(users)))
         owners.setdefault(owner, []).append(weight)
@@ -111,7 +117,9 @@ def units_of(model: PreTrainedModel, weights: dict[int, Weight]) -> Iterator[Uni
         module = by_name[owner]
         users = {owner: module, **sharers[owner]}
         role: Role = "other"
-        if owner in blocks:
+        if owned[0].experts:
+            role = "experts"
+        elif owner in blocks:
             role = "block"
         elif module is head:
             role = "head"

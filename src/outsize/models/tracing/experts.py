@@ -1,0 +1,111 @@
+"""Routed experts: transformers holds those of a layer as one tensor; here each is found by itself in the checkpoint.
+
+Every token needs a few of many. So what is read is one expert, never all of a layer's, unless all are asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from outsize.models.dtypes import dtype_bytes
+from outsize.models.spec import StoredTensor
+from outsize.models.tracing.recording import Call, Expression, Packed, Source
+from outsize.models.tracing.units import Weight
+
+ATEN = torch.ops.aten
+# What transformers' decorator `use_experts_implementation` leaves in a module whose experts it may compute in any way.
+MARKS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_apply_gate")
+FUSED = ("gate_up_proj", "up_proj", "down_proj")  # [experts, out, in], or [experts, in, out] where `is_transposed`
+ARGUMENTS = 3  # hidden states [tokens, width], experts of each token [tokens, k], their weights [tokens, k]
+
+Matrices = tuple[Expression, ...]  # [out_i, in] each: their outputs stand beside each other
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds the routed experts of a layer, and computes them as transformers' interface says."""
+    marked = all(hasattr(module, mark) for mark in MARKS)
+    return marked and len(inspect.signature(module.forward).parameters) == ARGUMENTS
+
+
+def find_experts(weights: Mapping[int, Weight]) -> dict[int, Weight]:
+    """The weights, with the matrices of every expert where they are a layer's routed experts.
+
+    Where the matrices of one of a module's weights cannot be told from each other, the module stays whole.
+    """
+    split: dict[int, Weight] = {}
+    whole: set[int] = set()
+    for key, weight in weights.items():
+        module = weight.slots[0].module
+        if len(weight.slots) > 1 or weight.slots[0].attribute not in FUSED or not is_experts(module):
+            continue
+        matrices = split_experts(weight.expression, weight.shape, transposed=bool(module.is_transposed))
+        if matrices is None:
+            whole.add(id(module))
+        else:
+            split[key] = replace(weight, experts=tuple(matrices))
+    return {k: split[k] if k in split and id(w.slots[0].module) not in whole else w for k, w in weights.items()}
+
+
+def split_experts(expression: Expression, shape: Sequence[int], *, transposed: bool) -> list[Matrices] | None:
+    """The matrices [out, in] of each expert of a fused weight; None where they do not lie apart.
+
+    ``shape``: [experts, out, in], or [experts, in, out] where it is ``transposed``.
+    """
+    if len(shape) != 3:
+        return None
+    return _split(expression, shape[0], transposed)
+
+
+def _split(expression: Expression, count: int, transposed: bool) -> list[Matrices] | None:
+    if isinstance(expression, Source):
+        tensor = expression.tensor
+        if tensor.strides is not None or len(tensor.shape) != 3 or tensor.shape[0] != count:
+            return None
+        return [(_turned(Source(_slice(tensor, i)), transposed),) for i in range(count)]
+    if isinstance(expression, Packed):
+        return None
+    op, args = expression.op, expression.args
+    if op is ATEN.stack.default and len(args[0]) == count and (len(args) == 1 or args[1] == 0):
+        return [(_turned(one, transposed),) for one in args[0]]
+    if op is ATEN.cat.default and len(args) > 1 and args[1] % 3 == (2 if transposed else 1):
+        parts = [_split(one, count, transposed) for one in args[0]]
+        if any(part is None for part in parts):
+            return None
+        return [tuple(m for part in parts if part is not None for m in part[i]) for i in range(count)]
+    if op is ATEN._to_copy.default:
+        inner = _split(args[0], count, transposed)
+        return inner and [tuple(_cast(m, expression.kwargs) for m in matrices) for matrices in inner]
+    if op is ATEN.clone.default:
+        return _split(args[0], count, transposed)
+    if op is ATEN.transpose.int and sorted(dim % 3 for dim in args[1:]) == [1, 2]:
+        return _split(args[0], count, not transposed)
+    if op is ATEN.permute.default and [dim % 3 for dim in args[1]] == [0, 2, 1]:
+        return _split(args[0], count, not transposed)
+    return None
+
+
+def _slice(tensor: StoredTensor, index: int) -> StoredTensor:
+    """One matrix of a stored tensor of three dimensions, as a tensor of its own."""
+    shape = tensor.shape[1:]
+    nbytes = prod(shape) * dtype_bytes(tensor.dtype)
+    return StoredTensor(
+        f"{tensor.name}[{index}]", tensor.dtype, shape, tensor.file, tensor.offset + index * nbytes, nbytes
+    )
+
+
+def _turned(matrix: Expression, transposed: bool) -> Expression:
+    return Call(ATEN.t.default, (matrix,), {}) if transposed else matrix
+
+
+def _cast(matrix: Expression, kwargs: Mapping[str, Any]) -> Expression:
+    """A matrix in another data type: the cast stands inside of a transposition, so that a source is cast as it is."""
+    if isinstance(matrix, Call) and matrix.op is ATEN.t.default:
+        return replace(matrix, args=(_cast(matrix.args[0], kwargs),))
+    return Call(ATEN._to_copy.default, (matrix,), dict(kwargs))
