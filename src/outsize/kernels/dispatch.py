@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,3 +71,40 @@ def linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
             if rows <= kernel.rows and kernel.takes(input, weight, bias):
                 return kernel.linear(input, weight, bias)
     return reference.linear(input, weight, bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of x that are multiplied with the same weights: those that were routed to one expert.
+
+    ``rows``: how many consecutive ones. ``weights``: matrices [out_i, in], each plain, a PackedWeight or a Bf12Weight,
+    whose outputs stand beside each other. ``bias``: [sum of out_i], or None.
+    """
+
+    rows: int
+    weights: tuple[Any, ...]
+    bias: Tensor | None = None
+
+
+def grouped_linear(x: Tensor, groups: Sequence[Group]) -> Tensor:
+    """x [rows, in], of which each group takes the next ``Group.rows``, by that group's weights: [rows, out], x's type.
+
+    A row's outputs have the bits that ``linear`` gives for the rows of its group, each weight and its share of the
+    bias. Raises ValueError where the groups have other rows in all than x, or differ in their number of outputs.
+    """
+    outs = [sum(weight.shape[0] for weight in group.weights) for group in groups]
+    if x.dim() != 2 or sum(group.rows for group in groups) != len(x) or len(set(outs)) != 1:
+        rows = [group.rows for group in groups]
+        raise ValueError(f"groups of {rows} rows and {outs} outputs do not fit x of {tuple(x.shape)}")
+    y = x.new_empty((len(x), outs[0]))
+    first = 0
+    for group in groups:
+        last, column = first + group.rows, 0
+        for weight in group.weights:
+            end = column + weight.shape[0]
+            y[first:last, column:end] = linear(
+                x[first:last], weight, None if group.bias is None else group.bias[column:end]
+            )
+            column = end
+        first = last
+    return y
