@@ -1,10 +1,12 @@
-"""Weights made of random integers, and what they stand for in float64."""
+"""Weights made of random integers, what they stand for in float64, and how far products may be from the truth."""
 
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from outsize.kernels import reference
+from outsize.kernels.cpu.linear import block_of, largest
 from outsize.kernels.weights import PackedWeight
 from outsize.models.formats import Packing
 
@@ -40,3 +42,20 @@ def shifted(weight: PackedWeight) -> torch.Tensor:
     """What lies between the stored, unsigned integers and the weight: |zero| * scale, [out, in] in float64."""
     least = torch.zeros_like(weight.values) if weight.packing.words else torch.full_like(weight.values, -128)
     return exact(PackedWeight(least, weight.scale, weight.zero_point, weight.packing, tuple(weight.shape))).abs()
+
+
+def rounding(y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Half the distance between neighbours in ``dtype``, at least that between its smallest numbers."""
+    return y.abs() * torch.finfo(dtype).eps / 2 + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+
+
+def bound(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """The error that ``linear`` states for packed weights, before its result is rounded."""
+    block = block_of(weight.packing.group, x.shape[-1])
+    whole, shifts = exact(weight).abs(), shifted(weight)
+    padding = (0, -x.shape[-1] % block)
+    most = functional.pad(x.double().abs(), padding).unflatten(-1, (-1, block)).amax(-1)  # [rows, blocks]
+    sums = functional.pad(whole, padding).unflatten(-1, (-1, block)).sum(-1)  # [out, blocks]
+    return most @ sums.T / (2 * largest(weight.packing.bits, x.dtype)) + (most.shape[-1] + 16) * 2.0**-23 * (
+        x.double().abs() @ (whole + shifts).T
+    )

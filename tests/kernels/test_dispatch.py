@@ -4,13 +4,12 @@ import itertools
 
 import pytest
 import torch
-from kernels.packed_weights import exact, packed_weight, shifted
+from kernels.packed_weights import bound, exact, packed_weight, rounding
 from torch.nn import functional
 
 from outsize.kernels.cpu import linear as cpu
-from outsize.kernels.cpu.linear import block_of, largest
 from outsize.kernels.dispatch import linear
-from outsize.kernels.weights import NativeWeight, PackedWeight
+from outsize.kernels.weights import NativeWeight
 from outsize.models.formats import Packing
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -32,23 +31,6 @@ SHAPES = ((1, 7), (9, 129), (21, 384), (10, 1000), (5, 2048 + 4), (3, 4321))  # 
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
     torch.manual_seed(0)
-
-
-def rounding(y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Half the distance between neighbours in ``dtype``, at least that between its smallest numbers."""
-    return y.abs() * torch.finfo(dtype).eps / 2 + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-
-
-def bound(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """The error that ``linear`` states for packed weights, before its result is rounded."""
-    block = block_of(weight.packing.group, x.shape[-1])
-    whole, shifts = exact(weight).abs(), shifted(weight)
-    padding = (0, -x.shape[-1] % block)
-    most = functional.pad(x.double().abs(), padding).unflatten(-1, (-1, block)).amax(-1)  # [rows, blocks]
-    sums = functional.pad(whole, padding).unflatten(-1, (-1, block)).sum(-1)  # [out, blocks]
-    return most @ sums.T / (2 * largest(weight.packing.bits, x.dtype)) + (most.shape[-1] + 16) * 2.0**-23 * (
-        x.double().abs() @ (whole + shifts).T
-    )
 
 
 def bits(y: torch.Tensor) -> torch.Tensor:

@@ -22,13 +22,14 @@ class Bf12Weight(StoredWeight):
     exceptions: int  # elements that lie in a list of their own
     limit: float
     described: tuple[int, int, int, int, int, int]  # to the kernels: out, in, and where the four parts lie
+    job: bytes | None  # to the kernel of groups, once it has asked
 
     @staticmethod
     def __new__(cls, shape: tuple[int, int], stored: Tensor, exceptions: int, limit: float) -> Self:
         """Around what ``encode`` put into ``stored``. Nothing is copied."""
         made: Self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bfloat16)
         made.form, made.stored, made.exceptions, made.limit = "bf12", stored, exceptions, limit
-        made.described = (*shape, *_addresses(stored, shape, limit))
+        made.described, made.job = (*shape, *_addresses(stored, shape, limit)), None
         return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from outsize.kernels import reference
+from outsize.kernels.cpu import grouped
 from outsize.kernels.cpu import linear as cpu
+from outsize.kernels.cpu.grouped import Describe, Part
 from outsize.kernels.cuda import linear as cuda
 
 Tensor = torch.Tensor
 Linear = Callable[[Tensor, Any, Tensor | None], Tensor]
+Multiply = Callable[[Tensor, Tensor, list[Part]], None]  # x, y and what of y is to be computed
 ANY_NUMBER = 1 << 62
 
 
@@ -86,25 +89,91 @@ class Group:
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GroupedKernel:
+    """One way to multiply rows of many groups at once, up to ``rows`` of each.
+
+    ``describes_with(x)`` gives what describes weights of its form, or None where x is not for it; a weight that it does
+    not take is described as None. What is described goes to ``multiply`` in one call, with that of other forms whose
+    ``multiply`` is the same.
+    """
+
+    name: str
+    rows: int
+    describes_with: Callable[[Tensor], Describe | None]
+    multiply: Multiply
+
+
+CPU_GROUPED = GroupedKernel("cpu packed, grouped", cpu.MOST_ROWS, grouped.packed_with, grouped.multiply)
+
+# By the device of x and the form of the weight, as TABLE, which has what these do not take.
+GROUPED: dict[tuple[str, str], GroupedKernel] = {
+    ("cpu", "native"): GroupedKernel("cpu native, grouped", cpu.MOST_ROWS, grouped.native_with, grouped.multiply),
+    ("cpu", "int8"): CPU_GROUPED,
+    ("cpu", "int4"): CPU_GROUPED,
+    ("cpu", "bf12"): GroupedKernel("cpu bf12, grouped", cpu.MOST_ROWS, grouped.bf12_with, grouped.multiply),
+}
+
+
 def grouped_linear(x: Tensor, groups: Sequence[Group]) -> Tensor:
     """x [rows, in], of which each group takes the next ``Group.rows``, by that group's weights: [rows, out], x's type.
 
     A row's outputs have the bits that ``linear`` gives for the rows of its group, each weight and its share of the
-    bias. Raises ValueError where the groups have other rows in all than x, or differ in their number of outputs.
+    bias. On the CPU all groups of up to 16 rows are one call of the C kernels, unless gradients are enabled; the others
+    are one ``linear`` after the other. Raises ValueError where the groups have other rows in all than x, or differ in
+    their number of outputs.
     """
-    outs = [sum(weight.shape[0] for weight in group.weights) for group in groups]
-    if x.dim() != 2 or sum(group.rows for group in groups) != len(x) or len(set(outs)) != 1:
-        rows = [group.rows for group in groups]
-        raise ValueError(f"groups of {rows} rows and {outs} outputs do not fit x of {tuple(x.shape)}")
-    y = x.new_empty((len(x), outs[0]))
+    rows = [group.rows for group in groups]
+    if x.dim() != 2 or sum(rows) != len(x) or not rows or min(rows) < 0:
+        raise ValueError(f"groups of {rows} rows do not fit x of {tuple(x.shape)}")
+    with torch._C.DisableTorchFunctionSubclass():  # which would answer all that is asked of a weight in Python
+        out = sum(weight.shape[0] for weight in groups[0].weights)
+        calls = _divide(x, groups, out)
+    y = x.new_empty((len(x), out))
+    for multiply, parts in calls.items():
+        if parts:
+            multiply(x, y, parts)
+    return y
+
+
+def _divide(x: Tensor, groups: Sequence[Group], out: int) -> dict[Multiply, list[Part]]:
+    """What each call multiplies. Raises ValueError where a group has not ``out`` outputs."""
+    alone: list[Part] = []
+    calls: dict[Multiply, list[Part]] = {_one_by_one: alone}
+    ways: dict[str, tuple[int, Describe, list[Part]]] = {}
     first = 0
     for group in groups:
-        last, column = first + group.rows, 0
+        rows, bias, column = group.rows, group.bias, 0
         for weight in group.weights:
-            end = column + weight.shape[0]
-            y[first:last, column:end] = linear(
-                x[first:last], weight, None if group.bias is None else group.bias[column:end]
-            )
-            column = end
-        first = last
-    return y
+            form = getattr(weight, "form", "native")
+            way = ways.get(form)
+            if way is None:
+                way = ways[form] = _way(x, form, calls)
+            most, describe, parts = way
+            described = describe(weight, rows) if 0 < rows <= most else None
+            if described is not None:
+                parts.append((described, first, rows, column, bias))
+            elif rows:
+                alone.append((weight, first, rows, column, bias))
+            column += weight.shape[0]
+        if column != out or (bias is not None and bias.shape != (out,)):
+            have = f"{column} outputs, bias {None if bias is None else tuple(bias.shape)}"
+            raise ValueError(f"a group has {have}; the first has {out} outputs")
+        first += rows
+    return calls
+
+
+def _way(x: Tensor, form: str, calls: dict[Multiply, list[Part]]) -> tuple[int, Describe, list[Part]]:
+    """Most rows of a group, what describes a weight, and where its parts are put, for weights of that form."""
+    kernel = None if torch.is_grad_enabled() or not x.numel() else GROUPED.get((x.device.type, form))
+    describe = None if kernel is None else kernel.describes_with(x)
+    if kernel is None or describe is None:
+        return 0, lambda weight, rows: None, []
+    return kernel.rows, describe, calls.setdefault(kernel.multiply, [])
+
+
+def _one_by_one(x: Tensor, y: Tensor, parts: list[Part]) -> None:
+    """Parts that are described by the weight itself."""
+    for weight, first, rows, column, bias in parts:
+        last, end = first + rows, column + weight.shape[0]
+        y[first:last, column:end] = linear(x[first:last], weight, None if bias is None else bias[column:end])

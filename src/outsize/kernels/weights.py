@@ -125,6 +125,7 @@ class PackedWeight(StoredWeight):
     zero_point: Tensor | None  # int32 words [ceil(out * bits / 32), groups], or int8 [out, groups]
     packing: Packing
     described: tuple[int, int, tuple[Any, ...]] | None  # to the kernels, once they have asked
+    job: bytes | None  # to the kernel of groups
     keeps: ClassVar[frozenset[str]] = ASKS | MOVING
 
     @staticmethod
@@ -134,7 +135,7 @@ class PackedWeight(StoredWeight):
         """The weight of that shape. Nothing is copied."""
         made: Self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=scale.dtype, device=values.device)
         made.values, made.scale, made.zero_point, made.packing = values, scale, zero_point, packing
-        made.form, made.described = packing.format, None
+        made.form, made.described, made.job = packing.format, None, None
         return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]

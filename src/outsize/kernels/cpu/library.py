@@ -17,7 +17,7 @@ from outsize.kernels.cpu.build import HERE, file_name
 VARIABLE = "OUTSIZE_KERNELS"  # auto, torch or the name of a build
 LIBRARY = "OUTSIZE_KERNELS_LIBRARY"  # another file than the one beside this
 BUILDS = ("baseline", "avx2", "avx512", "vnni", "bf16")  # in the library's order; each is faster than those before it
-ABI = 4
+ABI = 5
 REBUILD = "python -m outsize.kernels.cpu.build"
 
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -31,6 +31,7 @@ SIGNATURES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "outsize_use_threads": ((POINTER, POINTER, POINTER), None),
     "outsize_plain": ((INT, INT, LONG, LONG, LONG, POINTER, INT, POINTER, INT, POINTER, POINTER), INT),
     "outsize_packed": ((INT, INT, LONG, LONG, LONG, POINTER, INT, *WEIGHT, POINTER, POINTER), INT),
+    "outsize_grouped": ((INT, INT, LONG, POINTER, POINTER, INT, POINTER, LONG), INT),
     "outsize_bf12_encode": ((INT, INT, POINTER, LONG, LONG, *BF12), LONG),
     "outsize_bf12_expand": ((INT, INT, LONG, LONG, POINTER, *BF12), None),
     "outsize_bf12_linear": ((INT, INT, LONG, POINTER, INT, *BF12, POINTER, POINTER), INT),
@@ -59,6 +60,7 @@ class Kernels:
     tiles: bool  # whether torch's bf16 matmul has the processor's tiles (AMX)
     plain: Any
     packed: Any
+    grouped: Any
     dequantise: Any
     bf12_encode: Any
     bf12_expand: Any
@@ -98,7 +100,7 @@ def _chosen(name: str) -> Kernels | None:
     has = library.functions
     return Kernels(
         name, BUILDS.index(name), bool(has.outsize_multiplies_tiles()),
-        has.outsize_plain, has.outsize_packed, has.outsize_dequantise,
+        has.outsize_plain, has.outsize_packed, has.outsize_grouped, has.outsize_dequantise,
         has.outsize_bf12_encode, has.outsize_bf12_expand, has.outsize_bf12_linear, has.outsize_norm, has.outsize_read,
     )  # fmt: skip
 

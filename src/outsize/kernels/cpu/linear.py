@@ -30,14 +30,20 @@ def takes_native(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if build is None or x.dtype not in TYPES or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
         return False
     with torch._C.DisableTorchFunctionSubclass():
-        tiled = build.tiles and x.dtype == weight.dtype == torch.bfloat16 and x.numel() > TILED_FROM * x.shape[-1]
-        known = weight.dtype in TYPES and weight.is_cpu and weight.is_contiguous()
-        return known and not tiled and x.shape[-1] == weight.shape[-1]
+        rows = x.numel() // x.shape[-1]
+        return x.shape[-1] == weight.shape[-1] and knows_native(build, x.dtype, weight, rows)
+
+
+def knows_native(build: Kernels, dtype: torch.dtype, weight: Tensor, rows: int) -> bool:
+    """Whether that many rows of that type are multiplied by this weight in the kernels, and not by torch's tiles."""
+    stored = weight.dtype
+    tiled = build.tiles and rows > TILED_FROM and dtype == stored == torch.bfloat16
+    return not tiled and stored in TYPES and weight.is_cpu and weight.is_contiguous()
 
 
 def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A few rows by a plain weight."""
-    build = _build()
+    build = build_in_use()
     with torch._C.DisableTorchFunctionSubclass():
         (out, inputs), rows = weight.shape, x.numel() // x.shape[-1]
         y = x.new_empty((*x.shape[:-1], out))
@@ -53,15 +59,13 @@ def takes_packed(x: Tensor, weight: Any, bias: Tensor | None) -> bool:
     """A quantised weight whose groups and layout the kernels know."""
     if kernels() is None or x.dtype not in TYPES or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    if weight.described is None:
-        weight.described = _describe(weight, weight.packing)
-    _, inputs, described = weight.described
+    _, inputs, described = described_packed(weight)
     return bool(described) and x.shape[-1] == inputs
 
 
 def packed(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     """A few rows by a quantised weight."""
-    build = _build()
+    build = build_in_use()
     out, inputs, described = weight.described
     rows = x.numel() // inputs
     x, bias = x.contiguous(), _bias(bias, x)
@@ -84,7 +88,7 @@ def takes_bf12(x: Tensor, weight: Any, bias: Tensor | None) -> bool:
 
 def bf12(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     """A few rows by a 12-bit weight."""
-    build = _build()
+    build = build_in_use()
     out, inputs = weight.described[:2]
     rows = x.numel() // inputs
     x, bias = x.contiguous(), _bias(bias, x)
@@ -110,6 +114,14 @@ def bf12_by_tiles(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         part = None if bias is None else bias[first:last].to(wide.dtype)
         y[:, first:last] = functional.linear(wide, some.to(wide.dtype), part)
     return y.view(*x.shape[:-1], out)
+
+
+def described_packed(weight: Any) -> tuple[int, int, tuple[Any, ...]]:
+    """``PackedWeight.described``, made when it is asked for first."""
+    if weight.described is None:
+        weight.described = _describe(weight, weight.packing)
+    described: tuple[int, int, tuple[Any, ...]] = weight.described
+    return described
 
 
 def _describe(weight: Any, packing: Packing) -> tuple[int, int, tuple[Any, ...]]:
@@ -147,7 +159,7 @@ def _within_reach(values: Tensor, scale: Tensor, zero: Tensor | None) -> bool:
 
 def packed_by_tiles(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     """Some rows of the weight at a time, multiplied out into scratch that torch's matmul reads."""
-    build = _build()
+    build = build_in_use()
     out, inputs, described = weight.described
     x, bias = x.contiguous(), _bias(bias, x)
     step = SCRATCH_BYTES // (inputs * x.element_size()) // WORD_ROWS * WORD_ROWS
@@ -165,11 +177,17 @@ def packed_by_tiles(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     return y.view(*x.shape[:-1], out)
 
 
+def in_type_of(x: Tensor, bias: Tensor) -> Tensor:
+    """A bias as the kernels read it."""
+    return bias if bias.dtype == x.dtype and bias.is_contiguous() else bias.to(x.dtype).contiguous()
+
+
 def _bias(bias: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if bias is None else bias.to(x.dtype).contiguous()
+    return None if bias is None else in_type_of(x, bias)
 
 
-def _build() -> Kernels:
+def build_in_use() -> Kernels:
+    """The build, where there is known to be one."""
     build = kernels()
     assert build is not None
     return build

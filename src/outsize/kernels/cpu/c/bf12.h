@@ -40,7 +40,7 @@ struct bf12_call {
     const void *bias; /* of x's type, or null */
     void *y;          /* of x's type */
     void *ordered;    /* scratch: x as the build's `order` leaves it [rows, groups * 128], 4 bytes each at most */
-    int64_t rows;
+    int64_t rows, y_stride; /* stride: numbers from a row of y to the next */
     int type;
 };
 

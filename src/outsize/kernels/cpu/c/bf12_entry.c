@@ -96,7 +96,8 @@ EXPORT int outsize_bf12_linear(int build, int threads, int64_t rows, const void 
                                uint8_t *body, uint8_t *bases, uint32_t *starts, uint32_t *entries, const void *bias,
                                void *y) {
     struct bf12 weight = {body, bases, starts, entries, out, in, (in + GROUP - 1) / GROUP};
-    struct bf12_call call = {.weight = &weight, .x = x, .bias = bias, .y = y, .rows = rows, .type = type};
+    struct bf12_call call = {.weight = &weight, .x = x, .bias = bias, .y = y, .rows = rows, .y_stride = out,
+                             .type = type};
     struct work w = {.build = outsize_builds[build]->bf12, .weight = &weight, .call = &call};
     void *scratch = malloc((size_t)(rows * weight.groups * GROUP) * sizeof(float) + 64);
     if (!scratch) return -2;

@@ -33,7 +33,7 @@ static void finish_out(const struct bf12_call *c, int64_t row, int64_t out, floa
         }
     }
     if (c->bias) sum += load_one(c->bias, c->type, out);
-    store_one(c->y, c->type, row * w->out + out, sum);
+    store_one(c->y, c->type, row * c->y_stride + out, sum);
 }
 
 /* Outputs out, out + apart, ... of one row of x. */

@@ -70,9 +70,7 @@ static void share(int threads, void (*work)(const struct call *, int64_t, int64_
     outsize_share(threads, run_step, &step, count, piece);
 }
 
-enum { SHARED_FROM = 1 << 15 }; /* activations: fewer are prepared by the calling thread sooner than a team is woken */
-
-static void *scratch_of(size_t bytes, void **whole) {
+void *outsize_scratch(size_t bytes, void **whole) {
     *whole = malloc(bytes + 64);
     return *whole ? (void *)(((uintptr_t)*whole + 63) & ~(uintptr_t)63) : NULL;
 }
@@ -81,10 +79,10 @@ static void *scratch_of(size_t bytes, void **whole) {
 EXPORT int outsize_plain(int build, int threads, int64_t rows, int64_t in, int64_t out, const void *x, int x_type,
                          const void *weight, int weight_type, const void *bias, void *y) {
     struct call c = {.rows = rows, .in = in, .out = out, .x = x, .x_type = x_type, .weight = weight,
-                     .weight_type = weight_type, .bias = bias, .y = y};
+                     .weight_type = weight_type, .bias = bias, .y = y, .y_stride = out};
     void *whole;
     c.padded = (in + PAD - 1) / PAD * PAD;
-    c.plain = scratch_of((size_t)(rows * c.padded) * sizeof(float), &whole);
+    c.plain = outsize_scratch((size_t)(rows * c.padded) * sizeof(float), &whole);
     if (!c.plain) return -1;
     share(rows * in < SHARED_FROM ? 1 : threads, outsize_builds[build]->widen, &c, rows,
           outsize_piece(rows, threads));
@@ -93,8 +91,7 @@ EXPORT int outsize_plain(int build, int threads, int64_t rows, int64_t in, int64
     return 0;
 }
 
-/* Scratch for quantised activations, one after the other; returns the bytes, and says where each lies if `base`. */
-static size_t lay_out(struct call *c, char *base) {
+size_t outsize_lay_out(struct call *c, char *base) {
     const int block = c->packed->block;
     const int64_t blocks = (c->in + block - 1) / block, padded = (blocks + LANES - 1) / LANES * LANES;
     size_t at = 0;
@@ -122,11 +119,12 @@ EXPORT int outsize_packed(int build, int threads, int64_t rows, int64_t in, int6
     struct packed w = {.in = in, .out = out, .group = group, .groups = (in + group - 1) / group, .stride = stride,
                        .values = values, .scale = scale, .zero = zero, .kind = kind, .scale_type = scale_type,
                        .zero_kind = zero_kind, .block = block};
-    struct call c = {.rows = rows, .in = in, .out = out, .x = x, .x_type = x_type, .packed = &w, .bias = bias, .y = y};
+    struct call c = {.rows = rows, .in = in, .out = out, .x = x, .x_type = x_type, .packed = &w, .bias = bias, .y = y,
+                     .y_stride = out};
     void *whole;
-    char *base = scratch_of(lay_out(&c, NULL), &whole);
+    char *base = outsize_scratch(outsize_lay_out(&c, NULL), &whole);
     if (!base) return -1;
-    lay_out(&c, base);
+    outsize_lay_out(&c, base);
     const int64_t blocks = (in + block - 1) / block;
     share(rows * in < SHARED_FROM ? 1 : threads, outsize_builds[build]->quantise, &c, blocks, outsize_piece(blocks, threads));
     share(threads, outsize_builds[build]->packed, &c, out, outsize_rows_at_once(out, threads));

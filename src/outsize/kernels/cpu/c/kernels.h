@@ -10,7 +10,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #endif
 #define EXPORT __attribute__((visibility("default")))
-#define ABI 4
+#define ABI 5
 
 enum { BF16 = 0, FP16 = 1, FP32 = 2 };              /* types of activations, plain weights and scales */
 enum { NIBBLES = 0, BYTES = 1, SIGNED_BYTES = 2 };  /* stored values: value + 8, value + 128, value */
@@ -55,7 +55,8 @@ struct rows {
 /* One call: y [rows, out] = x [rows, in] @ weight.T + bias. */
 struct call {
     int64_t rows, in, out;
-    int64_t first; /* output that the first row of y is, where a weight is multiplied out */
+    int64_t y_stride; /* numbers from a row of y to the next: out, or more where y holds other products too */
+    int64_t first;    /* output that the first row of y is, where a weight is multiplied out */
     const void *x;
     int x_type;
     const void *weight; /* plain: [out, in] */
@@ -93,6 +94,15 @@ int64_t outsize_piece(int64_t count, int threads);
 /* Rows of weights that a thread takes at a time, of `count`: an odd number for each of the STREAMS. With an even one, rows
  * of 4096 numbers lie such that the streams share sets of the caches and banks of the memory: a sixth of the rate. */
 int64_t outsize_rows_at_once(int64_t count, int threads);
+
+/* `bytes` of scratch from a multiple of 64 on, or null; `whole` is to be freed. */
+void *outsize_scratch(size_t bytes, void **whole);
+
+/* Scratch for quantised activations, one after the other; returns the bytes, and says where each lies if `base`. */
+size_t outsize_lay_out(struct call *c, char *base);
+
+/* Activations: fewer are prepared by the calling thread sooner than a team is woken. */
+enum { SHARED_FROM = 1 << 15 };
 
 struct bf12_build;
 
@@ -200,7 +210,7 @@ INLINE void load_some(float *to, const void *p, int type, int64_t start, int64_t
 /* What an output is: the sum, the bias, and one rounding. */
 INLINE void finish(const struct call *c, int64_t row, int64_t out, float sum) {
     if (c->bias) sum += load_one(c->bias, c->x_type, out);
-    store_one(c->y, c->x_type, row * c->out + out, sum);
+    store_one(c->y, c->x_type, row * c->y_stride + out, sum);
 }
 
 #endif
