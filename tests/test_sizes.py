@@ -19,6 +19,7 @@ from outsize.sizes import format_rate, format_size, parse_rate, parse_size
         ("0.1KiB", 102),
         ("9007199254740993", 9007199254740993),
         ("1PB", 10**15),
+        ("8388607TiB", 8388607 * 2**40),
     ],
 )
 def test_parse_size(text: str, size: int) -> None:
@@ -26,7 +27,8 @@ def test_parse_size(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GiB", "-1GiB", "6 G", "6Gb", "1e9", "6GiB/s", "six", "1.2.3GB", "٣GB", "6GiB,7GiB"]
+    "text",
+    ["", "GiB", "-1GiB", "6 G", "6Gb", "1e9", "6GiB/s", "six", "1.2.3GB", "٣GB", "6GiB,7GiB", "8388608TiB", "9" * 5000],
 )
 def test_parse_size_refuses(text: str) -> None:
     with pytest.raises(UsageError, match="not a size"):

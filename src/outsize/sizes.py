@@ -7,6 +7,7 @@ import re
 from outsize.errors import UsageError
 
 GIB = 1024**3
+MOST_BYTES = 2**63 - 1  # more than any file or memory can have
 UNITS: dict[str, int] = {"B": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("KMGTP", start=1)
@@ -21,13 +22,16 @@ NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", re.ASCII)
 
 def parse_size(text: str) -> int:
     """Bytes of ``"6GiB"``, ``"500MB"``, ``"1.5TiB"`` or ``"123"`` (bytes), rounded down. Raises UsageError."""
-    match = NUMBER.fullmatch(text)
+    match = NUMBER.fullmatch(text) if len(text) < 100 else None  # Python refuses integers of thousands of digits
     factor = None if match is None else SPELLINGS.get(match[2] or "B")
     if match is None or factor is None:
         raise UsageError(f"not a size: {text!r}", need="a number and a unit of " + ", ".join(UNITS), remedy="6GiB")
     whole, _, fraction = match[1].partition(".")
     # In integers: a float loses bytes above 2**53.
-    return int((whole or "0") + fraction) * factor // int(10 ** len(fraction))
+    size = int((whole or "0") + fraction) * factor // int(10 ** len(fraction))
+    if size > MOST_BYTES:
+        raise UsageError(f"not a size: {text!r}", need=f"at most {MOST_BYTES} bytes", remedy="6GiB")
+    return size
 
 
 def parse_rate(text: str) -> float:

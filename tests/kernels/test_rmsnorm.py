@@ -11,6 +11,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
+from transformers.models.zamba2.modeling_zamba2 import Zamba2RMSNormGated
 
 from outsize.kernels.cpu.library import kernels
 from outsize.kernels.rmsnorm import KINDS, kind_of, norm, reference, replace_in
@@ -94,4 +95,17 @@ def test_weights_of_another_type_are_the_modules_own_business() -> None:
     with torch.inference_mode():
         assert torch.equal(module(x), LlamaRMSNorm.forward(module, x))
         assert module(x).dtype == torch.float32
+    replaced.restore()
+
+
+def test_a_gate_is_the_modules_own_business() -> None:
+    module = Zamba2RMSNormGated(48, group_size=48, eps=EPS)
+    assert kind_of(module) == (EPS, 0)
+    x, gate = torch.randn(2, 48), torch.randn(2, 48)
+    own = type(module).forward
+    replaced = replace_in(module)
+    with torch.inference_mode():
+        assert torch.equal(module(x, gate), own(module, x, gate))
+        assert torch.equal(module(x, gate=gate), own(module, x, gate))
+        assert torch.equal(module(hidden_states=x), own(module, x))
     replaced.restore()

@@ -27,6 +27,8 @@ REMEDIES: Mapping[int, str] = {
     errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ENFILE: "close other programs: the system has no more files to open",
     errno.ENAMETOOLONG: "a shorter name",
+    errno.ENOTDIR: "check the name: a part of it is a file, and no folder",
+    errno.EISDIR: "check the name: it is a folder",
     errno.ELOOP: "mend the links: they lead in a circle",
     errno.ENOENT: "check the name, and that nothing else removes files there",
     errno.ESTALE: "mount that network disk again",

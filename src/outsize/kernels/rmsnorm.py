@@ -113,11 +113,12 @@ def replace_in(model: nn.Module) -> ReplacedForwards:
     return replaced
 
 
-def _forward(module: nn.Module, eps: float, kind: int, x: Tensor) -> Tensor:
+def _forward(module: nn.Module, eps: float, kind: int, *inputs: Any, **named: Any) -> Tensor:
     weight: Any = module._parameters["weight"]
-    if type(weight) is nn.Parameter and weight.dtype == x.dtype:
-        return norm(x, weight, eps, kind)
-    return type(module).forward(module, x)  # type: ignore[no-any-return]  # which knows what to do, or what is wrong
+    # Only x alone was compared: Mamba-2's norms compute something else where they are given a gate, too.
+    if len(inputs) == 1 and not named and type(weight) is nn.Parameter and weight.dtype == inputs[0].dtype:
+        return norm(inputs[0], weight, eps, kind)
+    return type(module).forward(module, *inputs, **named)  # type: ignore[no-any-return]  # which knows what to do
 
 
 def _has_gradient(*tensors: Tensor) -> bool:

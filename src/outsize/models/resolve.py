@@ -56,10 +56,13 @@ def shipped_spec(model: str) -> ModelSpec | None:
 def find_folder(model: str, revision: str | None = None, *, whole: bool = False) -> ModelFolder | None:
     """The local folder or the cached snapshot of a model, or None if there is neither.
 
-    ``whole``: a cached snapshot counts only with all its weights. Raises ModelNotFound for what can only be a path.
+    ``whole``: a cached snapshot counts only with all its weights. Raises ModelNotFound for what can only be a path, and
+    UsageError for settings of Hugging Face's that its library, which loads models too, would fail over.
     """
     from outsize.models.files.folder import NO_GGUF, open_folder
+    from outsize.models.files.hub_settings import check_settings
 
+    check_settings(os.environ)
     path = Path(model).expanduser()
     if path.is_dir():
         return open_folder(path)

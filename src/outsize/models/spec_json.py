@@ -114,4 +114,12 @@ def _module(entry: Mapping[str, Any], name: str) -> ModuleSpec:
         )
         for short, shape, stored, runtime, matmul, part, *more in entry["tensors"]
     )
-    return ModuleSpec(name, entry["role"], entry["stack"], tensors, CacheSpec(*entry["cache"]), tuple(entry["tied"]), *entry.get("experts", ()))
+    return ModuleSpec(
+        name,
+        entry["role"],
+        entry["stack"],
+        tensors,
+        CacheSpec(*entry["cache"]),
+        tuple(entry["tied"]),
+        *entry.get("experts", ()),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from outsize.errors import HubUnreachable
+from outsize.models.files.hub_settings import check_network
 from outsize.models.time_limit import time_limit
 
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
@@ -17,7 +19,7 @@ MOST_WAIT_S = 60.0  # that a hub may make us wait with one request and its repet
 ANSWER_S = 20.0  # until the headers of an answer are there, and for the whole of one that is no file
 LEAST_RATE = 1000  # bytes per second of a file, over each ANSWER_S
 MOST_API_BYTES = 64 << 20  # of an answer that is no file: descriptions of models with thousands of shards take a few MB
-CHECK_NETWORK = "check the network and HF_ENDPOINT; models in the local cache need no hub"
+CHECK_NETWORK = "check the network, HF_ENDPOINT and proxies; models in the local cache need no hub"
 
 
 @contextmanager
@@ -25,10 +27,11 @@ def bounded(at: str, most: int | None = None) -> Iterator[None]:
     """Bounds all requests of huggingface_hub's session, which by itself obeys a hub that asks to wait for a day.
 
     ``most``: bytes of a file that is downloaded. huggingface_hub says on stderr itself that it waits, and no more.
-    Raises HubUnreachable, about ``at``.
+    Raises HubUnreachable, about ``at``, and UsageError for a proxy that cannot be.
     """
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
+    check_network(os.environ)
     end = time.monotonic() + MOST_WAIT_S
     session = get_session()
     send, own = session.send, "send" in vars(session)

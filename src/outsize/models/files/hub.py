@@ -245,7 +245,7 @@ def _refused(error: Exception, at: str, name: str) -> OutsizeError | None:
         case errors.HFValidationError():
             return ModelNotFound(f"{at}: neither a folder nor a hub id", remedy="a path, or OWNER/NAME")
         case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
-            remedy = "unset HF_HUB_OFFLINE; check the network and HF_ENDPOINT"
+            remedy = "unset HF_HUB_OFFLINE; check the network, HF_ENDPOINT and proxies"
             return HubUnreachable(f"{at}: not in the local cache, and the hub cannot be asked", remedy=remedy)
         case UnicodeEncodeError():  # of a header; its own text has the token in it
             return UsageError("HF_TOKEN has a character that no token has", remedy="copy it again, without quotes")
