@@ -25,6 +25,16 @@ SHIPPED = {
     "facebook/opt-30b": "opt-30b",
     "facebook/opt-66b": "opt-66b",
     "bigscience/bloom": "bloom",
+    "mistralai/mixtral-8x7b-v0.1": "mixtral-8x7b",
+    "mistralai/mixtral-8x22b-v0.1": "mixtral-8x22b",
+    "qwen/qwen3-30b-a3b": "qwen3-30b-a3b",
+    "qwen/qwen3-235b-a22b": "qwen3-235b-a22b",
+    "qwen/qwen3-next-80b-a3b-instruct": "qwen3-next-80b-a3b",
+    "openai/gpt-oss-20b": "gpt-oss-20b",
+    "openai/gpt-oss-120b": "gpt-oss-120b",
+    "deepseek-ai/deepseek-v3": "deepseek-v3",
+    "zai-org/glm-4.5-air": "glm-4.5-air",
+    "minimaxai/minimax-m2": "minimax-m2",
 }
 
 
