@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outsize.models.formats import Packing, packing_for
+from outsize.models.formats import MXFP4, Packing, packing_for
 
 SHAPE = (6, 130)  # 130 integers: 17 words of 4 bits, 33 of 8; five groups of 32
 
@@ -31,6 +31,22 @@ def test_an_integer_to_a_byte() -> None:
     assert packing.nbytes(SHAPE) == 6 * 130 + 6 * 2 + 6
     assert packing.zero_point_shape(SHAPE) == (6, 1)
     assert packing.file_bytes == 0
+
+
+def test_fp8_has_a_scale_for_each_block() -> None:
+    packing = Packing(8, 128, words=False, scale="float32", kind="fp8", rows=128)
+    assert (packing.format, packing.values, packing.file_bytes) == ("fp8", "float8_e4m3fn", 0)
+    assert (packing.values_shape((576, 7168)), packing.scale_shape((576, 7168))) == ((576, 7168), (5, 56))
+    assert packing.nbytes((576, 7168)) == 576 * 7168 + 5 * 56 * 4
+    assert packing.nbytes((576, 7168), "bfloat16") == packing.nbytes((576, 7168))  # its scales stay as they are
+    assert packing.scale_shape((3, 576, 7168)) == (3, 5, 56)
+
+
+def test_mxfp4_has_an_exponent_for_32_inputs() -> None:
+    assert (MXFP4.format, MXFP4.values, MXFP4.file_bytes) == ("mxfp4", "uint8", 0)
+    assert MXFP4.values_shape((32, 5760, 2880)) == (32, 5760, 90, 16)
+    assert MXFP4.scale_shape((32, 5760, 2880)) == (32, 5760, 90)
+    assert MXFP4.nbytes((5760, 2880), "float32") == 5760 * 2880 // 2 + 5760 * 90
 
 
 @pytest.mark.parametrize(("inputs", "group"), [(4096, 128), (4544, 64), (160, 32), (130, None), (48, None)])

@@ -142,3 +142,40 @@ def test_an_expression_that_is_none() -> None:
 def test_entries_that_say_nothing() -> None:
     quiet = {"sparsity_config": {"format": "dense", "ignore": ["x"]}, "transform_config": {"config_groups": {}}}
     assert read(**quiet, kv_cache_scheme=None).ignore == ("lm_head",)
+
+
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+def test_fp8_and_mxfp4() -> None:
+    skipped = {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate"], "scale_fmt": "ue8m0"}
+    found = read_quantisation({"quantization_config": {**FP8, **skipped, "weight_block_size": [64, 32]}})
+    assert found == Quantisation(method="fp8", block=(64, 32))
+    found = read_quantisation({"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": None}})
+    assert found == Quantisation(method="mxfp4")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"fmt": "e5m2"}, "the fmt 'e5m2'"),
+        ({"activation_scheme": "static"}, "the activation_scheme 'static'"),
+        ({"weight_block_size": None}, "one scale for a whole weight"),
+        ({"expert_dtype": "fp4"}, "experts in 'fp4'"),
+    ],
+)
+def test_what_of_fp8_is_refused_by_name(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(UnsupportedModel, match=f"of fp8 with {word}.*; try: the native checkpoint"):
+        read_quantisation({"quantization_config": FP8 | change})
+
+
+@pytest.mark.parametrize("block", [[128], [128, 0], [128, "128"], [128.0, 128], 128, [True, 128]])
+def test_blocks_that_are_none(block: Any) -> None:
+    with pytest.raises(DamagedModel, match="weight_block_size; need two numbers above 0"):
+        read_quantisation({"quantization_config": FP8 | {"weight_block_size": block}})
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_modules_that_are_no_names(method: str) -> None:
+    with pytest.raises(DamagedModel, match="modules_to_not_convert is no list of names"):
+        read_quantisation({"quantization_config": FP8 | {"quant_method": method, "modules_to_not_convert": [1]}})

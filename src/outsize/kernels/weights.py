@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
@@ -30,7 +29,6 @@ CHANGES = frozenset("__setitem__ __iadd__ __isub__ __imul__ __itruediv__".split(
 VIEWS = frozenset({torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH, torch.Tensor.real})
 
 Tensor = torch.Tensor
-Change = Callable[[Tensor], Tensor]
 
 
 class NativeWeight(torch.Tensor):
@@ -53,7 +51,8 @@ class StoredWeight(torch.Tensor):
     """A weight [out, in] that is held in another form than numbers of its data type. It cannot be changed in place.
 
     ``functional.linear`` multiplies with it as it is. Any other operation works on ``whole()``, which takes that much
-    more memory for as long as it lasts. ``form``: int8, int4 or bf12. ``keeps``: methods that leave it as it is.
+    more memory for as long as it lasts. ``form``: int8, int4, fp8, mxfp4 or bf12. ``keeps``: methods that leave it as
+    it is.
     """
 
     form: str
@@ -115,13 +114,14 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class PackedWeight(StoredWeight):
-    """A quantised weight in the scales' data type, held as ``values``, ``scale`` and ``zero_point``: plain tensors.
+    """A quantised weight, held as ``values``, ``scale`` and ``zero_point``: plain tensors, as ``packing`` says.
 
-    Moved to a device, it stays packed; cast, its scales are.
+    Its data type is the scales', or that which it is multiplied out to where scales keep theirs. Moved to a device, it
+    stays packed, and cast, too.
     """
 
-    values: Tensor  # type: ignore[assignment]  # int32 words [out, ceil(in * bits / 32)], or int8 [out, in]
-    scale: Tensor  # [out, groups]
+    values: Tensor  # type: ignore[assignment]  # see Packing.values_shape
+    scale: Tensor  # [ceil(out / rows), groups]
     zero_point: Tensor | None  # int32 words [ceil(out * bits / 32), groups], or int8 [out, groups]
     packing: Packing
     described: tuple[int, int, tuple[Any, ...]] | None  # to the kernels, once they have asked
@@ -130,10 +130,16 @@ class PackedWeight(StoredWeight):
 
     @staticmethod
     def __new__(
-        cls, values: Tensor, scale: Tensor, zero_point: Tensor | None, packing: Packing, shape: tuple[int, ...]
+        cls,
+        values: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        packing: Packing,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
     ) -> Self:
-        """The weight of that shape. Nothing is copied."""
-        made: Self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=scale.dtype, device=values.device)
+        """The weight of that shape, by default of the scales' data type. Nothing is copied."""
+        made: Self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype or scale.dtype, device=values.device)
         made.values, made.scale, made.zero_point, made.packing = values, scale, zero_point, packing
         made.form, made.described, made.job = packing.format, None, None
         return made
@@ -142,23 +148,20 @@ class PackedWeight(StoredWeight):
         return f"PackedWeight({tuple(self.shape)}, {self.packing})"
 
     def whole(self) -> Tensor:
-        """The weight multiplied out: [out, in] in the scales' data type, on the same device."""
-        return reference.dequantise(
-            self.values, self.scale, self.zero_point, self.packing, tuple(self.shape), self.scale.dtype
-        )
+        """The weight multiplied out: [out, in] in its data type, on the same device."""
+        return reference.multiplied_out(self, 0, self.shape[0], self.dtype)
 
     @classmethod
     def _moved(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Copies of all three elsewhere; a data type is the scales'."""
+        """Copies of all three elsewhere; a data type may be the scales'."""
         if func in COMPOSED:
             return func.decompose(*args, **kwargs)
         if func not in MOVES:
             return None
+        weight = args[0]
         where = {name: value for name, value in kwargs.items() if name not in ("dtype", "memory_format")}
-        dtype = {} if kwargs.get("dtype") is None else {"dtype": kwargs["dtype"]}
-        return args[0]._like(lambda tensor: func(tensor, **where), lambda scale: func(scale, **where, **dtype))
-
-    def _like(self, change: Change, change_scale: Change | None = None) -> PackedWeight:
-        zero_point = None if self.zero_point is None else change(self.zero_point)
-        scale = (change_scale or change)(self.scale)
-        return PackedWeight(change(self.values), scale, zero_point, self.packing, tuple(self.shape))
+        dtype = kwargs.get("dtype") or weight.dtype
+        cast = {"dtype": dtype} if weight.packing.casts_scales and dtype != weight.dtype else {}
+        zero_point = None if weight.zero_point is None else func(weight.zero_point, **where)
+        values, scale = func(weight.values, **where), func(weight.scale, **where, **cast)
+        return PackedWeight(values, scale, zero_point, weight.packing, tuple(weight.shape), dtype)

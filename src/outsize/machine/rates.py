@@ -48,6 +48,8 @@ CPU_FLOPS = {
 # link's (PCIe 3.0 x16: 12 of 15.75 GB/s). Packed weights: assumed for cards with up to 1 TB/s, whose memory the kernels
 # keep busy with 8 (int8) and 6 (int4) GB/s for each multiprocessor. Those were measured on an H200.
 GPU_MATMUL_SHARE = {"bfloat16": 0.8, "float16": 0.8, "float32": 0.8, "int8": 0.5, "int4": 0.35}
+# What torch multiplies out for every use there, because no kernel reads it: some 25 and 60 bytes of traffic for a byte.
+GPU_TORCH_SHARE = {"fp8": 0.04, "mxfp4": 0.015}
 GPU_SHARE_OTHERS = 0.8
 GPU_FLOPS_SHARE = 0.5
 LINK_SHARE = 0.76
@@ -60,6 +62,8 @@ PCIE_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9
 # and 0.47 in float32, and unpack what is packed for every use.
 CPU_SHARE = {"bf12": 0.6, "bfloat16": 0.9, "float16": 0.9, "float32": 0.9, "int8": 0.9, "int4": 0.9}
 CPU_SHARE_OTHERS = 0.31
+# Formats that nobody measured, on a CPU: another format, and the share of its rate. Assumed.
+CPU_LIKE = {"fp8": ("int8", 0.6), "mxfp4": ("int4", 0.6)}
 # Of bfloat16's rate in large matmuls, because 12 bits are expanded on the way: a prompt of 512 took 22.7 s for 15.8.
 BF12_FLOPS_SHARE = 0.7
 # Floating-point operations per byte of memory rate, where nobody says how fast a device multiplies: the low end of what

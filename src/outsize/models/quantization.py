@@ -1,19 +1,21 @@
 """Checkpoints that are quantised already: which of their weights are packed, and how.
 
-compressed-tensors, weights alone, in integers of 4 and 8 bits; anything else is refused by its name.
+compressed-tensors, weights alone, in integers of 4 and 8 bits; fp8 with a scale for each block of a weight; mxfp4.
+Anything else is refused by its name.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from outsize.errors import DamagedModel, UnsupportedModel
 from outsize.models.formats import Packing
 
 METHOD = "compressed-tensors"
+METHODS = (METHOD, "fp8", "mxfp4")
 PACKED, INTEGERS = "pack-quantized", "int-quantized"
 BITS = (4, 8)
 # What the package lets a group of the configuration be called, instead of spelling it out.
@@ -22,7 +24,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "W4A16_ASYM": {"num_bits": 4, "strategy": "group", "group_size": 128, "symmetric": False},
     "W8A16": {"num_bits": 8, "strategy": "group", "group_size": 128},
 }
-REMEDY = "the native checkpoint, or one in compressed-tensors' pack-quantized or int-quantized format, weights alone"
+REMEDY = (
+    "the native checkpoint, or one in compressed-tensors' pack-quantized or int-quantized format, weights alone, "
+    "in fp8 with blocks of scales, or in mxfp4"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +48,15 @@ class Scheme:
 class Quantisation:
     """Which modules of a model are quantised, and how: schemes by target, and what is left out.
 
-    A target is a module's name, a class's name, or a regular expression after ``re:``.
+    A target is a module's name, a class's name, or a regular expression after ``re:``. In fp8 and mxfp4, which have
+    neither, the stored tensors themselves say what is quantised; ``block``: outputs and inputs that share a scale of
+    fp8.
     """
 
-    schemes: Mapping[str, Scheme]
-    ignore: tuple[str, ...]
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    method: str = METHOD
+    block: tuple[int, int] = (1, 1)
 
     def scheme_of(self, module: str, classes: Sequence[str]) -> Scheme | None:
         """The scheme of a module of that name, whose class and bases have those names; None where it has none.
@@ -81,8 +90,36 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     if not (stated := config.get("quantization_config")):
         return None
     method = stated.get("quant_method", "unknown") if isinstance(stated, Mapping) else "unknown"
-    if method != METHOD:
+    if method not in METHODS:
         raise UnsupportedModel(f"checkpoints quantised by {method!r} are not supported", remedy=REMEDY)
+    if method == METHOD:
+        return _compressed_tensors(stated)
+    _texts(stated.get("modules_to_not_convert") or (), "modules_to_not_convert")
+    return Quantisation(method=method, block=_fp8_block(stated) if method == "fp8" else (1, 1))
+
+
+def _fp8_block(stated: Mapping[str, Any]) -> tuple[int, int]:
+    """Outputs and inputs that share a scale. Activations that others would round (dynamic) stay as they are here."""
+    fmt, scheme, experts = (
+        stated.get("fmt", "e4m3"),
+        stated.get("activation_scheme", "dynamic"),
+        stated.get("expert_dtype"),
+    )
+    if fmt != "e4m3":
+        raise unsupported(f"the fmt {fmt!r}", "fp8")
+    if scheme != "dynamic":
+        raise unsupported(f"the activation_scheme {scheme!r}", "fp8")
+    if experts not in (None, "fp8"):
+        raise unsupported(f"experts in {experts!r}", "fp8")
+    block = stated.get("weight_block_size")
+    if block is None:
+        raise unsupported("one scale for a whole weight (no weight_block_size)", "fp8")
+    if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
+        raise DamagedModel("quantization_config: weight_block_size", need="two numbers above 0", have=repr(block))
+    return block[0], block[1]
+
+
+def _compressed_tensors(stated: Mapping[str, Any]) -> Quantisation:
     for what in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         _refuse_further(what, stated.get(what))
     status = stated.get("quantization_status", "compressed")
@@ -144,6 +181,6 @@ def _texts(stated: object, where: str) -> tuple[str, ...]:
     return tuple(stated)
 
 
-def unsupported(what: str) -> UnsupportedModel:
+def unsupported(what: str, method: str = METHOD) -> UnsupportedModel:
     """The error that names what outsize cannot run."""
-    return UnsupportedModel(f"checkpoints of {METHOD} with {what} are not supported", remedy=REMEDY)
+    return UnsupportedModel(f"checkpoints of {method} with {what} are not supported", remedy=REMEDY)

@@ -37,8 +37,9 @@ class TensorSpec:
 
     A streamed block need not be in memory as a whole: ``part`` counts its parts in the order in which they compute,
     each done with before the next begins. ``packing``: how the checkpoint has it quantised, if it has; ``stored`` and
-    ``runtime`` are the scales' data types then, and ``shape`` that of the weight itself, [out, in]. ``span``: bytes
-    that reading it takes where it is stored as a strided view, which may be more or fewer than its elements'; else 0.
+    ``runtime`` are the scales' data types then (of fp8 and mxfp4, what it is multiplied out to: scales stay as they
+    are), and ``shape`` that of the weight itself, [out, in]. ``span``: bytes that reading it takes where it is stored
+    as a strided view, which may be more or fewer than its elements'; else 0.
     ``matrices``: in how many tensors the checkpoint has it: routed experts [experts, out, in] are stored one by one.
     """
 
@@ -191,7 +192,7 @@ class ModelSpec:
 
     @property
     def formats(self) -> frozenset[str]:
-        """The formats that the checkpoint's own quantised weights are in: int8, int4, both; none for a native one."""
+        """The formats of the checkpoint's own quantised weights: int8, int4, fp8, mxfp4; none for a native one."""
         return frozenset(t.packing.format for m in self.modules for t in m.tensors if t.packing is not None)
 
     @property

@@ -13,6 +13,7 @@ from outsize.models.bf12_layout import bf12_bytes
 from outsize.models.spec import ModelSpec, ModuleSpec, TensorSpec
 from outsize.planner.footprint import has_bf12, packing_of, tensor_resident_bytes
 from outsize.planner.plan import Weights
+from outsize.planner.weight_group import PACKED
 
 COLD_BYTES = 64 * 1024**2  # of a block's weights: with so many between them, small operations find no cache warm
 FEW_ROWS = 16  # that the compiled kernels multiply with one reading of the weights
@@ -20,27 +21,32 @@ UNMEASURED = Overheads()
 
 
 def decode_rate(device: Device, key: str) -> float:
-    """Bytes of weights per second through a one-row matmul; ``key`` is a data type, ``int8`` or ``int4``.
+    """Bytes of weights per second through a one-row matmul; ``key`` is a data type or a packed format.
 
-    As measured, else the memory rate times the share that matmuls of that kind reach.
+    As measured, else the memory rate times the share that matmuls of that kind reach, or a share of another format's.
     """
     measured = device.matmul_bytes_per_s.get(key, 0.0)
     if measured:
         return measured
     if device.kind == "gpu" and not device.emulated:
-        return device.bytes_per_s * rates.GPU_MATMUL_SHARE.get(key, rates.GPU_SHARE_OTHERS)
+        shares = rates.GPU_MATMUL_SHARE | rates.GPU_TORCH_SHARE
+        return device.bytes_per_s * shares.get(key, rates.GPU_SHARE_OTHERS)
+    if key in rates.CPU_LIKE:
+        other, share = rates.CPU_LIKE[key]
+        return share * decode_rate(device, other)
     return device.bytes_per_s * rates.CPU_SHARE.get(key, rates.CPU_SHARE_OTHERS)
 
 
 def flop_rate(device: Device, key: str) -> float:
     """Floating-point operations per second of a large matmul.
 
-    As measured for the key; packed weights are unpacked and multiplied as 16-bit floats, 12-bit ones at a share of
-    bfloat16's rate; else the least of what is known; else a multiple of the memory rate.
+    As measured for the key; packed weights are unpacked and multiplied as 16-bit floats (as int4 is, where their own
+    format was not measured), 12-bit ones at a share of bfloat16's rate; else the least of what is known; else a
+    multiple of the memory rate.
     """
     if key == "bf12" and not device.flops.get(key):
         return rates.BF12_FLOPS_SHARE * flop_rate(device, "bfloat16")
-    names = (key, "bfloat16", "float16") if key in ("int8", "int4") else (key,)
+    names = (key, "int4", "bfloat16", "float16") if key in PACKED else (key,)
     known = next((device.flops[name] for name in names if device.flops.get(name)), 0.0)
     if not known and device.flops:
         known = min(device.flops.values())
@@ -86,7 +92,7 @@ def untouched_by_decode(spec: ModelSpec) -> frozenset[int]:
 
 
 def rate_key(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> str:
-    """The key of the matmul rate of a tensor: its data type, ``int8`` or ``int4``."""
+    """The key of the matmul rate of a tensor: its data type, or the format that it is packed in."""
     packing = packing_of(module, tensor, weights)
     return tensor.runtime if packing is None else packing.format
 

@@ -11,7 +11,7 @@ from outsize.planner.explain import fill_reason, reason
 from outsize.planner.fill import Filling
 from outsize.planner.placement import Unit, computing
 from outsize.planner.problem import Problem
-from outsize.planner.weight_group import Format, WeightGroup
+from outsize.planner.weight_group import PACKED, Format, WeightGroup
 
 
 def groups_of(problem: Problem, homes: Sequence[str], filling: Filling) -> tuple[WeightGroup, ...]:
@@ -54,7 +54,7 @@ def _group(problem: Problem, unit: Unit, module: ModuleSpec, tier: str, why: str
     weights = problem.weights
     part = replace(module, tensors=tuple(replace(tensor, part=0) for tensor in module.tensors))
     packed = {p.format for t in part.tensors if (p := footprint.packing_of(module, t, weights)) is not None}
-    form: Format = "int4" if "int4" in packed else "int8" if packed else "native"
+    form: Format = next((name for name in PACKED if name in packed), "native")
     encoded = footprint.bf12_bytes_of(part, weights) if tier == "ram" and unit.encoded else None
     at_rest = footprint.file_bytes(part, weights) if tier == "disk" else footprint.resident_bytes(part, weights)
     looked_up = unit.rows and tier == "disk"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Format = Literal["native", "int8", "int4", "bf12"]
+Format = Literal["native", "int8", "int4", "fp8", "mxfp4", "bf12"]
+PACKED: tuple[Format, ...] = ("int4", "mxfp4", "int8", "fp8")  # a group of several is called by the first
 Residency = Literal["resident", "streamed", "cached"]
 
 

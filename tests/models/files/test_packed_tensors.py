@@ -11,6 +11,7 @@ import pytest
 from outsize.errors import DamagedModel, UnsupportedModel
 from outsize.models.dtypes import dtype_bytes
 from outsize.models.files.packed_tensors import PackedTensor, merge, shapes_in
+from outsize.models.formats import MXFP4, Packing
 from outsize.models.quantization import Quantisation, Scheme
 from outsize.models.spec import StoredTensor
 
@@ -26,6 +27,20 @@ INTEGERS = ("fc.weight", "int8", (10, 64))
 
 def stored(name: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
     return StoredTensor(name, dtype, shape, "f", 0, prod(shape) * dtype_bytes(dtype))
+
+
+FP8 = Quantisation(method="fp8", block=(4, 32))
+FP8_WEIGHT = ("fc.weight", "float8_e4m3fn", (10, 70))
+FP8_SCALE = ("fc.weight_scale_inv", "float32", (3, 3))
+MX = Quantisation(method="mxfp4")
+MX_BLOCKS = ("experts.up_blocks", "uint8", (5, 8, 3, 16))
+MX_SCALES = ("experts.up_scales", "uint8", (5, 8, 3))
+
+
+def merged_as(
+    quantisation: Quantisation, *parts: tuple[str, str, tuple[int, ...]]
+) -> tuple[StoredTensor | PackedTensor, ...]:
+    return merge([stored(*part) for part in parts], quantisation, lambda tensor: None)
 
 
 def merged(
@@ -136,3 +151,79 @@ def test_what_has_not_the_shape_or_type_that_the_scheme_says(part: tuple[str, st
     (packed,) = [one for one in found if isinstance(one, PackedTensor)]
     with pytest.raises(DamagedModel, match=word):
         packed.fitted(Scheme(4, 32, words=True, zero_points=True).packing(64, "bfloat16"))
+
+
+@pytest.mark.parametrize("scale", ["float32", "bfloat16"])
+def test_fp8(scale: str) -> None:
+    norm, packed = merged_as(FP8, FP8_WEIGHT, NORM, ("fc.weight_scale_inv", scale, (3, 3)))
+    assert norm.name == "norm.weight"
+    assert isinstance(packed, PackedTensor)
+    assert (packed.name, packed.shape, packed.dtype) == ("fc.weight", (10, 70), "bfloat16")
+    assert [tensor.name for tensor in packed.tensors] == ["fc.weight", "fc.weight_scale_inv"]
+    assert packed.packing == Packing(8, 32, words=False, scale=scale, kind="fp8", rows=4)
+
+
+def test_mxfp4_of_a_matrix() -> None:
+    (packed,) = merged_as(MX, ("fc.weight_blocks", "uint8", (8, 3, 16)), ("fc.weight_scales", "uint8", (8, 3)))
+    assert isinstance(packed, PackedTensor)
+    assert (packed.name, packed.shape, packed.dtype, packed.packing) == ("fc.weight", (8, 96), "bfloat16", MXFP4)
+
+
+def test_one_expert_of_many() -> None:
+    blocks = StoredTensor("experts.up_blocks", "uint8", (5, 8, 3, 16), "f", 1000, 5 * 8 * 48)
+    scales = StoredTensor("experts.up_scales", "uint8", (5, 8, 3), "f", 90, 5 * 8 * 3)
+    (packed,) = merge([blocks, scales], MX, lambda tensor: None)
+    assert isinstance(packed, PackedTensor)
+    assert packed.shape == (5, 8, 96)
+    one = packed.expert(3)
+    assert (one.name, one.shape, one.packing) == ("experts.up[3]", (8, 96), MXFP4)
+    assert one.values == StoredTensor("experts.up_blocks[3]", "uint8", (8, 3, 16), "f", 1000 + 3 * 8 * 48, 8 * 48)
+    assert one.scale == StoredTensor("experts.up_scales[3]", "uint8", (8, 3), "f", 90 + 3 * 8 * 3, 8 * 3)
+    assert one.fitted(MXFP4) == one
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ([FP8_WEIGHT], "lacks fc.weight_scale_inv"),
+        ([FP8_SCALE], "fc.weight_scale_inv is stored without its weight; need float8_e4m3fn, have none"),
+        ([("fc.weight", "bfloat16", (10, 70)), FP8_SCALE], "need float8_e4m3fn, have bfloat16"),
+        ([FP8_WEIGHT, ("fc.weight_scale_inv", "float32", (10, 3))], r"blocks of 4 x 32; need float32 \(3, 3\)"),
+        ([FP8_WEIGHT, ("fc.weight_scale_inv", "float32", (3, 2))], r"have float32 \(3, 2\)"),
+        ([FP8_WEIGHT, ("fc.weight_scale_inv", "float32", (3,))], "fc.weight_scale_inv is not as it must be"),
+    ],
+)
+def test_damaged_fp8(parts: list[tuple[str, str, tuple[int, ...]]], word: str) -> None:
+    with pytest.raises(DamagedModel, match=word):
+        merged_as(FP8, *parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ([("fc.weight", "float8_e5m2", (10, 70)), FP8_SCALE], "fc.weight of float8_e5m2"),
+        ([("up", "float8_e4m3fn", (2, 10, 70)), ("up_scale_inv", "float32", (2, 3, 3))], "up of .* in 3 dimensions"),
+        ([FP8_WEIGHT, ("fc.weight_scale_inv", "float8_e8m0fnu", (3, 3))], "scales of float8_e8m0fnu"),
+        ([FP8_WEIGHT, ("fc.weight_scale_inv", "uint8", (3, 3))], "scales of uint8"),
+    ],
+)
+def test_fp8_that_nobody_here_has_a_use_for(parts: list[tuple[str, str, tuple[int, ...]]], word: str) -> None:
+    with pytest.raises(UnsupportedModel, match=f"of fp8 with {word}"):
+        merged_as(FP8, *parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ([MX_BLOCKS], "lacks experts.up_scales"),
+        ([MX_SCALES], "lacks experts.up_blocks"),
+        ([MX_BLOCKS, MX_SCALES, ("experts.up", "bfloat16", (5, 96, 8))], "experts.up is stored both packed and as it"),
+        ([MX_BLOCKS, ("experts.up_scales", "uint8", (5, 8, 2))], r"experts.up_scales .* need uint8 \(5, 8, 3\)"),
+        ([("experts.up_blocks", "uint8", (5, 8, 3, 8)), MX_SCALES], r"need uint8 \(5, 8, 3, 16\), have .* 8\)"),
+        ([("experts.up_blocks", "int8", (5, 8, 3, 16)), MX_SCALES], "need uint8"),
+        ([("experts.up_blocks", "uint8", (3, 16)), ("experts.up_scales", "uint8", (3,))], "of 2 dimensions"),
+    ],
+)
+def test_damaged_mxfp4(parts: list[tuple[str, str, tuple[int, ...]]], word: str) -> None:
+    with pytest.raises((DamagedModel, UnsupportedModel), match=word):
+        merged_as(MX, *parts)

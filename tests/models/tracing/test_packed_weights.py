@@ -76,7 +76,7 @@ def test_scales_that_are_stored_in_another_type_are_cast() -> None:
     made = replay(
         weight.expression,
         lambda part: torch.ones(part.shape, dtype=getattr(torch, part.dtype)),
-        lambda values, scale, zero_point, packing, shape: values * scale,
+        lambda values, scale, zero_point, packing, shape, dtype: values * scale,
     )
     assert made.dtype == torch.bfloat16
     assert made.shape == (48, 32)

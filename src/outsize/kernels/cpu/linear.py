@@ -127,8 +127,10 @@ def described_packed(weight: Any) -> tuple[int, int, tuple[Any, ...]]:
 def _describe(weight: Any, packing: Packing) -> tuple[int, int, tuple[Any, ...]]:
     """Outputs, inputs, and the weight as the kernels want to be told of it; nothing for what they do not know."""
     values, scale, zero = weight.values, weight.scale, weight.zero_point
-    out, stored = values.shape
-    inputs = int(weight.shape[-1])
+    out, inputs = weight.shape
+    if packing.kind != "int":
+        return out, inputs, ()
+    stored = values.shape[1]
     block = block_of(packing.group, inputs)
     wide = (inputs * packing.bits + 31) // 32 if packing.words else inputs
     if not block or stored != wide or scale.dtype not in TYPES or not _within_reach(values, scale, zero):

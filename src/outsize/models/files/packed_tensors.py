@@ -1,4 +1,4 @@
-"""The stored tensors that are one packed weight together: integers, scales, zero points.
+"""The stored tensors that are one packed weight together: values, scales, zero points.
 
 What ``quantization_config`` says is checked against what is stored.
 """
@@ -11,31 +11,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from outsize.errors import DamagedModel
-from outsize.models.formats import WORD_BITS, Packing
-from outsize.models.quantization import BITS, Quantisation, unsupported
+from outsize.models.formats import MX_GROUP, MXFP4, WORD_BITS, Packing
+from outsize.models.quantization import BITS, METHOD, Quantisation, unsupported
 from outsize.models.spec import StoredTensor
 from outsize.models.strided import elements
 
 FLOATS = frozenset({"float16", "bfloat16", "float32"})
 PARTS = ("", "_packed", "_scale", "_zero_point", "_shape")  # of names in a checkpoint, after the weight's own
+MULTIPLIED_OUT = "bfloat16"  # what fp8 and mxfp4 weights stand for, unless the configuration says another type
 
 ReadShape = Callable[[StoredTensor], tuple[int, ...] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedTensor:
-    """The stored tensors that are one weight [out, in] together, under the name of the weight that they stand for."""
+    """The stored tensors that are one weight together, under the name of the weight that they stand for.
+
+    ``shape``: [out, in], or [experts, out, in]. ``packing``: where the tensors themselves say how they are packed; None
+    where that depends on the module.
+    """
 
     name: str
     shape: tuple[int, ...]
     values: StoredTensor
     scale: StoredTensor
-    zero_point: StoredTensor | None
+    zero_point: StoredTensor | None = None
+    packing: Packing | None = None
 
     @property
     def dtype(self) -> str:
-        """The scales' data type: that of the weight, once it is multiplied out."""
-        return self.scale.dtype
+        """The data type of the weight, once it is multiplied out: the scales', where it is theirs."""
+        return self.scale.dtype if self.packing is None or self.packing.casts_scales else MULTIPLIED_OUT
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -47,15 +53,28 @@ class PackedTensor:
 
         Raises DamagedModel where one is missing, or has not the shape and data type that this packing gives it.
         """
-        integers, zero_point = "int32" if packing.words else "int8", self.zero_point if packing.zero_points else None
+        zero_point = self.zero_point if packing.zero_points else None
         if packing.zero_points and zero_point is None:
             raise DamagedModel(f"the checkpoint lacks {self.name}_zero_point")
-        how = f"for {packing.bits} bits in groups of {packing.group}"
-        _check(self.values, integers, packing.values_shape(self.shape), how)
+        group = f"groups of {packing.group}" if packing.rows == 1 else f"blocks of {packing.rows} x {packing.group}"
+        how = f"for {packing.bits} bits in {group}"
+        _check(self.values, packing.values, packing.values_shape(self.shape), how)
         _check(self.scale, packing.scale, packing.scale_shape(self.shape), how)
         if zero_point is not None:
-            _check(zero_point, integers, packing.zero_point_shape(self.shape), how)
+            _check(zero_point, packing.values, packing.zero_point_shape(self.shape), how)
         return replace(self, zero_point=zero_point)
+
+    def expert(self, index: int) -> PackedTensor:
+        """One matrix [out, in] of a weight [experts, out, in], where its bytes lie: slices of row-major tensors."""
+        assert all(tensor.strides is None for tensor in self.tensors)
+        values, scale = _matrix(self.values, index), _matrix(self.scale, index)
+        return replace(self, name=f"{self.name}[{index}]", shape=self.shape[1:], values=values, scale=scale)
+
+
+def _matrix(tensor: StoredTensor, index: int) -> StoredTensor:
+    """What a row-major tensor [experts, ...] has for one expert, as a tensor of its own."""
+    nbytes, name = tensor.nbytes // tensor.shape[0], f"{tensor.name}[{index}]"
+    return replace(tensor, name=name, shape=tensor.shape[1:], offset=tensor.offset + index * nbytes, nbytes=nbytes)
 
 
 def merge(
@@ -68,7 +87,11 @@ def merge(
     UnsupportedModel for parts that outsize knows no use for.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
-    found: dict[str, PackedTensor] = {}
+    if quantisation.method != METHOD:
+        found = _fp8(by_name, quantisation.block) if quantisation.method == "fp8" else _mxfp4(by_name)
+        read = {tensor.name for packed in found.values() for tensor in packed.tensors}
+        return (*(t for t in tensors if t.name not in read), *found.values())
+    found = {}
     for tensor in tensors:
         if tensor.name.endswith(".weight_packed"):
             packed = _from_words(tensor, by_name, quantisation, read_shape)
@@ -126,6 +149,49 @@ def _from_integers(values: StoredTensor, by_name: Mapping[str, StoredTensor]) ->
     if len(values.shape) != 2:
         raise unsupported(f"{values.name} of {len(values.shape)} dimensions")
     return PackedTensor(values.name, values.shape, values, *_beside(values.name, by_name))
+
+
+def _fp8(by_name: Mapping[str, StoredTensor], block: tuple[int, int]) -> dict[str, PackedTensor]:
+    """Weights of fp8 beside their scales: what has no scale is stored as it is, and that is never fp8."""
+    found: dict[str, PackedTensor] = {}
+    for name, tensor in by_name.items():
+        if name.endswith("_scale_inv"):
+            weight = by_name.get(name.removesuffix("_scale_inv"))
+            if weight is None or not weight.dtype.startswith("float8"):
+                have = "none" if weight is None else weight.dtype
+                raise DamagedModel(f"{name} is stored without its weight", need="float8_e4m3fn", have=have)
+        elif tensor.dtype.startswith("float8"):
+            scale = by_name.get(f"{name}_scale_inv")
+            if scale is None:
+                raise DamagedModel(f"the checkpoint lacks {name}_scale_inv")
+            if scale.dtype not in FLOATS:
+                raise unsupported(f"scales of {scale.dtype}", "fp8")
+            if tensor.dtype != "float8_e4m3fn" or len(tensor.shape) != 2:
+                raise unsupported(f"{name} of {tensor.dtype} in {len(tensor.shape)} dimensions", "fp8")
+            packing = Packing(8, block[1], words=False, scale=scale.dtype, kind="fp8", rows=block[0])
+            found[name] = PackedTensor(name, tensor.shape, tensor, scale, packing=packing).fitted(packing)
+    return found
+
+
+def _mxfp4(by_name: Mapping[str, StoredTensor]) -> dict[str, PackedTensor]:
+    """Blocks of sixteen bytes beside their exponents: [out, in], or the experts of a layer [experts, out, in]."""
+    found: dict[str, PackedTensor] = {}
+    for name, tensor in by_name.items():
+        if name.endswith("_scales") and f"{name.removesuffix('_scales')}_blocks" not in by_name:
+            raise DamagedModel(f"the checkpoint lacks {name.removesuffix('_scales')}_blocks")
+        if not name.endswith("_blocks"):
+            continue
+        weight = name.removesuffix("_blocks")
+        if f"{weight}_scales" not in by_name:
+            raise DamagedModel(f"the checkpoint lacks {weight}_scales")
+        if weight in by_name:
+            raise DamagedModel(f"{weight} is stored both packed and as it is")
+        if len(tensor.shape) not in (3, 4):
+            raise unsupported(f"{name} of {len(tensor.shape)} dimensions", "mxfp4")
+        shape = (*tensor.shape[:-2], tensor.shape[-2] * MX_GROUP)
+        packed = PackedTensor(weight, shape, tensor, by_name[f"{weight}_scales"], packing=MXFP4)
+        found[weight] = packed.fitted(MXFP4)
+    return found
 
 
 def _beside(name: str, by_name: Mapping[str, StoredTensor]) -> tuple[StoredTensor, StoredTensor | None]:

@@ -33,7 +33,7 @@ from outsize.models.tracing.measure import Measured, measure
 from outsize.models.tracing.packed_weights import settle
 from outsize.models.tracing.parts import divide
 from outsize.models.tracing.pretrained import load_generation_config
-from outsize.models.tracing.recording import RecordingTensor, copies, is_whole, sources
+from outsize.models.tracing.recording import Packed, RecordingTensor, copies, is_whole, sources
 from outsize.models.tracing.units import Unit, Weight, take_weights, units_of
 
 CONFIG_S = 5.0  # that making sense of a configuration may take: those in use take milliseconds
@@ -236,7 +236,7 @@ def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
     tensors = tuple(
         TensorSpec(
             w.name,
-            w.shape,
+            _stored_shape(w),
             _stored_dtype(w),
             name_of(w.dtype),
             _quantisable(unit, w),
@@ -276,9 +276,20 @@ def _span(weight: Weight) -> int:
     return sum(s.nbytes for s in stored) if any(s.strides is not None for s in stored) else 0
 
 
+def _stored_shape(weight: Weight) -> tuple[int, ...]:
+    """The shape of a weight; of packed experts [matrices, out, in], for each of them has its own scales."""
+    if weight.packing is None or not weight.experts:
+        return weight.shape
+    first = next(sources(weight.experts[0][0]))
+    shapes = {matrix.tensor.shape for of_one in weight.experts for matrix in of_one if isinstance(matrix, Packed)}
+    if len(shapes) > 1:
+        raise UnsupportedModel(f"{weight.name} is put together from packed weights of several shapes, as {first.name}")
+    return (sum(len(of_one) for of_one in weight.experts), *shapes.pop())
+
+
 def _stored_dtype(weight: Weight) -> str:
-    if weight.packing is not None:
-        return weight.packing.scale
+    if weight.packing is not None:  # what streaming has to convert is scales, if it has to
+        return weight.packing.scale if weight.packing.casts_scales else name_of(weight.dtype)
     kinds = {source.dtype for source in sources(weight.expression)}
     if len(kinds) != 1:
         raise UnsupportedModel(f"{weight.name} is made from tensors of several data types: {', '.join(sorted(kinds))}")

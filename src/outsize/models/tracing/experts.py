@@ -16,7 +16,7 @@ from torch import nn
 
 from outsize.models.dtypes import dtype_bytes
 from outsize.models.spec import StoredTensor
-from outsize.models.tracing.recording import Call, Expression, Packed, Source
+from outsize.models.tracing.recording import Call, Expression, Packed, Source, sources
 from outsize.models.tracing.units import Weight
 
 ATEN = torch.ops.aten
@@ -64,13 +64,8 @@ def split_experts(expression: Expression, shape: Sequence[int], *, transposed: b
 
 
 def _split(expression: Expression, count: int, transposed: bool) -> list[Matrices] | None:
-    if isinstance(expression, Source):
-        tensor = expression.tensor
-        if tensor.strides is not None or len(tensor.shape) != 3 or tensor.shape[0] != count:
-            return None
-        return [(_turned(Source(_slice(tensor, i)), transposed),) for i in range(count)]
-    if isinstance(expression, Packed):
-        return None
+    if isinstance(expression, Source | Packed):
+        return _slices(expression, count, transposed)
     op, args = expression.op, expression.args
     if op is ATEN.stack.default and len(args[0]) == count and (len(args) == 1 or args[1] == 0):
         return [(_turned(one, transposed),) for one in args[0]]
@@ -89,6 +84,16 @@ def _split(expression: Expression, count: int, transposed: bool) -> list[Matrice
     if op is ATEN.permute.default and [dim % 3 for dim in args[1]] == [0, 2, 1]:
         return _split(args[0], count, not transposed)
     return None
+
+
+def _slices(leaf: Source | Packed, count: int, transposed: bool) -> list[Matrices] | None:
+    """The matrices of experts that are stored as one tensor, or packed as one."""
+    shape, strided = leaf.tensor.shape, any(tensor.strides is not None for tensor in sources(leaf))
+    if strided or len(shape) != 3 or shape[0] != count:
+        return None
+    if isinstance(leaf, Packed):
+        return [(_turned(replace(leaf, tensor=leaf.tensor.expert(i)), transposed),) for i in range(count)]
+    return [(_turned(Source(_slice(leaf.tensor, i)), transposed),) for i in range(count)]
 
 
 def _slice(tensor: StoredTensor, index: int) -> StoredTensor:

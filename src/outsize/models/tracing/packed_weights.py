@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,12 +46,26 @@ def _settled(weight: Weight, names: Mapping[int, str], quantisation: Quantisatio
         )
     module = weight.slots[0].module
     classes = [cls.__name__ for cls in type(module).__mro__]
-    scheme = quantisation.scheme_of(names[id(module)], classes)
-    if scheme is None:
-        raise DamagedModel(f"{weight.name} is packed, but quantization_config does not name its module")
-    packing = scheme.packing(packed.tensor.shape[-1], packed.tensor.dtype)
-    expression = Packed(packed.tensor.fitted(packing), packing, cast)
-    return replace(weight, expression=expression, packing=packing)
+    expression = _fitted(packed, cast, weight.name, names[id(module)], classes, quantisation)
+    return replace(weight, expression=expression, packing=expression.packing)
+
+
+def _fitted(
+    packed: Packed,
+    cast: torch.dtype | None,
+    name: str,
+    module: str,
+    classes: Sequence[str],
+    quantisation: Quantisation,
+) -> Packed:
+    """A packed weight with its packing: as its tensors say, or as the configuration has it for a module."""
+    packing = packed.tensor.packing
+    if packing is None:
+        scheme = quantisation.scheme_of(module, classes)
+        if scheme is None:
+            raise DamagedModel(f"{name} is packed, but quantization_config does not name its module")
+        packing = scheme.packing(packed.tensor.shape[-1], packed.tensor.dtype)
+    return Packed(packed.tensor.fitted(packing), packing, cast)
 
 
 def _settled_experts(weight: Weight, quantisation: Quantisation) -> Weight:
@@ -62,12 +76,11 @@ def _settled_experts(weight: Weight, quantisation: Quantisation) -> Weight:
         packed, cast = _taken(matrix)
         if packed is None:
             raise UnsupportedModel(f"{weight.name} is only partly packed", remedy="the native checkpoint")
-        scheme = quantisation.scheme_of(packed.tensor.name.removesuffix(".weight"), ["Linear"])
-        if scheme is None:
-            raise DamagedModel(f"{packed.tensor.name} is packed, but quantization_config does not name its module")
-        packing = scheme.packing(packed.tensor.shape[-1], packed.tensor.dtype)
-        packings.add(packing)
-        return Packed(packed.tensor.fitted(packing), packing, cast)
+        name = packed.tensor.name
+        fitted = _fitted(packed, cast, name, name.removesuffix(".weight"), ["Linear"], quantisation)
+        assert fitted.packing is not None
+        packings.add(fitted.packing)
+        return fitted
 
     experts = tuple(tuple(settled(matrix) for matrix in matrices) for matrices in weight.experts)
     if len(packings) > 1:

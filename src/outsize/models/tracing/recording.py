@@ -48,7 +48,7 @@ class Call:
 class Packed:
     """A leaf of several tensors: one quantised weight [out, in]; ``packing`` is settled once its module is known.
 
-    ``dtype``: the scales are brought to this data type, where it is not the one that they are stored in.
+    ``dtype``: the data type that the weight is cast to, if it is. What that does to its scales, the packing says.
     """
 
     tensor: PackedTensor
@@ -57,8 +57,8 @@ class Packed:
 
 
 Expression = Source | Call | Packed
-# Makes one weight of its integers, scales and zero points, without a copy. The floor above knows how.
-Pack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Packing, tuple[int, ...]], torch.Tensor]
+# Makes a weight of its values, scales and zero points, of a shape and data type, without a copy: the floor above can.
+Pack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Packing, tuple[int, ...], torch.dtype], torch.Tensor]
 
 
 def sources(expression: Expression) -> Iterator[StoredTensor]:
@@ -79,7 +79,8 @@ def copies(expression: Expression) -> bool:
     if isinstance(expression, Source):
         return expression.tensor.strides is not None
     if isinstance(expression, Packed):
-        return expression.dtype is not None or any(part.strides is not None for part in expression.tensor.tensors)
+        cast = expression.dtype is not None and (expression.packing is None or expression.packing.casts_scales)
+        return cast or any(part.strides is not None for part in expression.tensor.tensors)
     inner = (leaf for leaf in tree_leaves((expression.args, expression.kwargs), is_leaf=_is_expression))
     return not expression.op.is_view or any(copies(leaf) for leaf in inner if _is_expression(leaf))
 
@@ -105,8 +106,9 @@ def replay(
         assert pack is not None, "whoever replays a packed weight can make one"
         assert expression.packing is not None, "the weight is settled"
         values, scale, *zero_point = (fetch(tensor).contiguous() for tensor in expression.tensor.tensors)
-        scale = scale if expression.dtype is None else scale.to(expression.dtype)
-        return pack(values, scale, next(iter(zero_point), None), expression.packing, expression.tensor.shape)
+        dtype = expression.dtype or getattr(torch, expression.tensor.dtype)
+        scale = scale.to(dtype) if expression.packing.casts_scales else scale
+        return pack(values, scale, next(iter(zero_point), None), expression.packing, expression.tensor.shape, dtype)
 
     if expression.op is torch.ops.aten._to_copy.default and isinstance(expression.args[0], Source):
         return fetch(expression.args[0].tensor).to(**expression.kwargs, memory_format=torch.contiguous_format)
@@ -147,9 +149,16 @@ class RecordingTensor(torch.Tensor):
     def of(
         cls, stored: StoredTensor | PackedTensor, same: Callable[[StoredTensor, StoredTensor], bool]
     ) -> RecordingTensor:
-        """A recording tensor for one stored tensor, or for the several of a packed weight, as if it were not packed."""
+        """A recording tensor for one stored tensor, or for the several of a packed weight, as if it were not packed.
+
+        Packed experts are stored [experts, out, in]; where they are not, the checkpoints that have some store
+        [experts, in, out], and so that is what their recording tensor is.
+        """
         shadow = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
-        return cls(shadow, Packed(stored) if isinstance(stored, PackedTensor) else Source(stored), same)
+        if not isinstance(stored, PackedTensor):
+            return cls(shadow, Source(stored), same)
+        made = cls(shadow, Packed(stored, stored.packing), same)
+        return made if len(stored.shape) == 2 else made.transpose(1, 2)  # type: ignore[return-value]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
