@@ -1,19 +1,25 @@
 """How near the CPU kernels come to the memory's rate, beside torch's own matmuls.
 
     python bench/kernels.py [--rows 1,4,16,512] [--shapes 4096x4096,16384x4096] [--kinds bf16,int8,int4]
+                            [--grouped 8x2x768x2048,8x1x2048x768] [--tokens 1,4]
                             [--builds auto] [--no-torch] [--gib 0.75]
 
-A shape is out x in. Weights fill ``--gib`` of memory on huge pages and are taken in a circle, so that no cache holds
-them; calls take turns with reading the same memory and nothing else, so that a machine whose speed drifts is the same
-for all. A figure is the median of ``ROUNDS`` circles, in bytes of weights (integers and scales) per second, and as a
-share of the memory's rate. More than 16 rows are given in floating-point operations too. The last line on stdout is a
-JSON object.
+A shape is out x in; a grouped one, experts x weights of each x out x in, is multiplied in one call and, beside it, in a
+call for each weight, with ``--tokens`` rows for each expert. The defaults are Qwen3-30B-A3B's: eight of its experts,
+gate and up together, and down.
+
+Weights fill ``--gib`` of memory on huge pages and are taken in a circle, so that no cache holds them; calls take turns
+with reading the same memory and nothing else, so that a machine whose speed drifts is the same for all. A figure is the
+median of ``ROUNDS`` circles, in bytes of weights (integers and scales) per second, and as a share of the memory's rate.
+More than 16 rows are given in floating-point operations too. The last line on stdout is a JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import statistics
 import time
@@ -24,7 +30,7 @@ import torch
 from torch.nn import functional
 
 from outsize.kernels.cpu.library import describe
-from outsize.kernels.dispatch import linear
+from outsize.kernels.dispatch import Group, grouped_linear, linear
 from outsize.kernels.memory_rate import total
 from outsize.kernels.weights import PackedWeight
 from outsize.models.formats import Packing
@@ -80,6 +86,35 @@ def ours(memory: torch.Tensor, kind: str, out: int, inputs: int, rows: int) -> l
     return [Way("outsize", calls, sum(weight.values.nbytes + weight.scale.nbytes for weight in packed))]
 
 
+def grouped(memory: torch.Tensor, kind: str, shape: tuple[int, int, int, int], rows: int) -> list[Way]:
+    """All experts' weights in one call, and in one for each."""
+    experts, each, out, inputs = shape
+    x = torch.randn(experts * rows, inputs).to(PLAIN.get(kind, torch.bfloat16))
+    weights: list[torch.Tensor] = []
+    if kind in PLAIN:
+        weights += plain_weights(memory, PLAIN[kind], out, inputs)
+    else:
+        weights += packed_weights(memory, BITS[kind], out, inputs)
+    layers = [
+        [Group(rows, tuple(weights[at : at + each])) for at in range(first, first + experts * each, each)]
+        for first in range(0, len(weights) - experts * each + 1, experts * each)
+    ]
+    if not layers:
+        raise SystemExit(f"{experts * each} weights of {out}x{inputs} in {kind} take more than --gib")
+    parts = x.split(rows)
+
+    def singly(groups: list[Group]) -> None:
+        for part, group in zip(parts, groups, strict=True):
+            for weight in group.weights:
+                linear(part, weight)
+
+    used = weights[: len(layers) * experts * each]
+    nbytes = sum(weight.values.nbytes + weight.scale.nbytes if kind in BITS else weight.nbytes for weight in used)
+    together = [lambda groups=groups: grouped_linear(x, groups) for groups in layers]
+    apart = [lambda groups=groups: singly(groups) for groups in layers]
+    return [Way("one call", together, nbytes), Way(f"{experts * each} calls", apart, nbytes)]
+
+
 def torchs(memory: torch.Tensor, kind: str, out: int, inputs: int, rows: int) -> list[Way]:
     """torch's own matmuls of integers, in the layouts that they want."""
     x = torch.randn(rows, inputs).bfloat16()
@@ -110,12 +145,16 @@ def seconds(ways: list[Way]) -> dict[str, float]:
 
 
 def measure(
-    memory: torch.Tensor, kind: str, shape: tuple[int, int], rows: int, beside: bool
+    memory: torch.Tensor, kind: str, shape: tuple[int, ...], rows: int, beside: bool
 ) -> list[dict[str, object]]:
-    ways = [Way("memory", [lambda: total(memory)], memory.nbytes), *ours(memory, kind, *shape, rows)]
-    if not beside:
-        ways = ways[:2]
+    """A weight, or several experts' if the shape has four numbers; ``beside`` torch's own matmuls too."""
+    ways = [Way("memory", [lambda: total(memory)], memory.nbytes)]
+    if len(shape) == 4:
+        ways += grouped(memory, kind, shape, rows)
+    elif not beside:
+        ways += ours(memory, kind, *shape, rows)[:1]
     else:
+        ways += ours(memory, kind, *shape, rows)
         ways += torchs(memory, kind, *shape, rows) if kind in BITS else []
         ways.append(Way("torch sum (int64)", [memory.view(torch.int64).sum], memory.nbytes))  # from one place
     taken = seconds(ways)
@@ -123,9 +162,9 @@ def measure(
     found: list[dict[str, object]] = []
     for way in ways[1:]:
         rate = way.nbytes / taken[way.name]
-        work = 2.0 * rows * shape[0] * shape[1] * len(way.calls) / taken[way.name]
+        work = 2.0 * rows * math.prod(shape) * len(way.calls) / taken[way.name]
         flops = f"{work / 1e9:7.0f} GFLOP/s" if rows > 16 else ""
-        name = f"{kind} {shape[0]}x{shape[1]}, {rows} rows, {way.name}"
+        name = f"{kind} {'x'.join(map(str, shape))}, {rows} rows, {way.name}"
         print(f"{name:64} {rate / 1e9:6.1f} GB/s, {rate / read:5.2f} of {read / 1e9:5.1f} {flops}", flush=True)
         found.append(
             {"kind": kind, "shape": shape, "rows": rows, "way": way.name, "bytes_per_s": rate, "of_memory": rate / read,
@@ -134,11 +173,17 @@ def measure(
     return found
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("x"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1")
     parser.add_argument("--shapes", default="4096x4096,16384x4096,4096x16384,4096x11008")
     parser.add_argument("--kinds", default="bf16,int8,int4")
+    parser.add_argument("--grouped", default="8x2x768x2048,8x1x2048x768", help="'' for none")
+    parser.add_argument("--tokens", default="1,4")
     parser.add_argument("--builds", default="auto")
     parser.add_argument("--gib", type=float, default=0.75)
     parser.add_argument("--no-torch", action="store_true", help="only our kernels")
@@ -151,11 +196,11 @@ def main() -> None:
             os.environ["OUTSIZE_KERNELS"] = build
             print(f"{describe()[0]}, {torch.get_num_threads()} threads", flush=True)
             for kind in args.kinds.split(","):
-                for shape in args.shapes.split(","):
-                    out, inputs = (int(part) for part in shape.split("x"))
-                    for rows in args.rows.split(","):
-                        found = measure(memory, kind, (out, inputs), int(rows), not args.no_torch)
-                        results += [{"build": build, **one} for one in found]
+                cases = [*itertools.product(filter(None, args.shapes.split(",")), args.rows.split(","))]
+                cases += itertools.product(filter(None, args.grouped.split(",")), args.tokens.split(","))
+                for shape, rows in cases:
+                    found = measure(memory, kind, numbers(shape), int(rows), not args.no_torch)
+                    results += [{"build": build, **one} for one in found]
     print(json.dumps({"threads": torch.get_num_threads(), "results": results}))
 
 
