@@ -25,6 +25,23 @@ LLAMA: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+EXPERTS: Mapping[str, Any] = {**LLAMA, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LATENT: Mapping[str, Any] = {
+    **LLAMA,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
 BART: Mapping[str, Any] = {
     "d_model": 32,
     "encoder_layers": 2,
@@ -234,20 +251,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "max_position_embeddings": 128,
         },
     ),
-    "deepseek_v3": Architecture(
-        "deepseek_v3",
-        {
-            **LLAMA,
-            "num_key_value_heads": 4,
-            "q_lora_rank": 16,
-            "kv_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 8,
-            "first_k_dense_replace": 4,
-        },
+    # Mixtures of experts: stored one by one or fused, transposed, with biases, beside shared experts, in some layers.
+    "mixtral": Architecture("mixtral", {**LLAMA, "num_local_experts": 4}),
+    "qwen2_moe": Architecture("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 24}, dtype=torch.bfloat16),
+    "qwen3_moe": Architecture("qwen3_moe", {**EXPERTS, "head_dim": 8}, dtype=torch.bfloat16),
+    "deepseek_v2": Architecture("deepseek_v2", {**LATENT, "topk_method": "greedy"}),
+    "deepseek_v3": Architecture("deepseek_v3", LATENT, dtype=torch.bfloat16),
+    "gpt_oss": Architecture(
+        "gpt_oss",
+        {**LLAMA, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
         dtype=torch.bfloat16,
     ),
+    "glm4_moe": Architecture("glm4_moe", {**EXPERTS, "n_routed_experts": 5, "first_k_dense_replace": 1, "head_dim": 8}),
+    "olmoe": Architecture("olmoe", {**LLAMA, "num_experts": 6, "num_experts_per_tok": 3, "clip_qkv": 4.0}),
+    "phimoe": Architecture("phimoe", {**LLAMA, "num_local_experts": 4}, dtype=torch.bfloat16),
+    "granitemoe": Architecture("granitemoe", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "bart": Architecture("bart", BART),
     "mbart": Architecture("mbart", {**BART, "scale_embedding": True}, dtype=torch.bfloat16),
     "pegasus": Architecture("pegasus", BART),

@@ -31,10 +31,11 @@ def plain_torch() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def divided() -> Iterator[None]:
-    """Blocks of a few KB are streamed in parts, and single tensors of them kept, as those of a few hundred MB are."""
+    """Blocks of a few KB are streamed in parts, and single tensors and experts kept, as those of many MB are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("outsize.models.tracing.parts.LEAST_BYTES", 0)
         patch.setattr("outsize.planner.fill.LEAST_BYTES", 1)
+        patch.setattr("outsize.planner.footprint.EXPERT_BYTES", 1)  # two experts at a time
         yield
 
 

@@ -16,9 +16,8 @@ def test_the_object_has_what_the_interface_names_and_survives_json():
     answer = plans_to_json(spec, here, request, plans, choose(plans))
     assert json.loads(json.dumps(answer)) == answer
     assert answer["schema"] == 1
-    assert {"id", "architecture", "parameters", "dtype", "weight_bytes", "blocks", "kv_bytes_per_token"} == set(
-        answer["model"]
-    )
+    named = {"id", "architecture", "parameters", "dtype", "weight_bytes", "blocks", "kv_bytes_per_token"}
+    assert named | {"active_parameters"} == set(answer["model"])
     assert answer["model"]["parameters"] == spec.parameters
     assert [device["name"] for device in answer["machine"]["devices"]] == ["gpu0", "ram", "disk"]
     assert answer["request"] == {"context": 128, "batch": 1, "prompt": 128}
@@ -26,8 +25,8 @@ def test_the_object_has_what_the_interface_names_and_survives_json():
     for plan, shown in zip(plans, answer["plans"], strict=True):
         assert {"weights", "fits", "shortfall_bytes", "placement", "devices", "predicted"} <= set(shown)
         row = shown["placement"][0]
-        assert {"module", "bytes", "home", "compute", "format", "residency", "tensors", "reason"} == set(row)
-        assert {"first_token_s", "token_s", "bottleneck", "disk_bytes_per_token"} == set(shown["predicted"])
+        assert {"module", "bytes", "home", "compute", "format", "residency", "tensors", "reason"} <= set(row)
+        assert {"first_token_s", "token_s", "bottleneck", "disk_bytes_per_token"} <= set(shown["predicted"])
         assert shown["devices"]["ram"]["total_bytes"] == plan.usage["ram"].total_bytes
         assert {"weights_bytes", "kv_bytes", "workspace_bytes", "capacity_bytes"} <= set(shown["devices"]["gpu0"])
 

@@ -11,6 +11,7 @@ import torch
 from outsize.engine.devices import Copies
 
 if TYPE_CHECKING:
+    from outsize.engine.experts import RoutedExperts
     from outsize.engine.layer import BoundGroup, Layer
 
 
@@ -38,5 +39,5 @@ class ForwardContext(ABC):
         self.asked_from = asked_from
 
     @abstractmethod
-    def wait(self, group: BoundGroup) -> None:
-        """Returns once the group's weights are bound."""
+    def wait(self, group: BoundGroup | RoutedExperts) -> None:
+        """Returns once the group's weights are bound, or the routed experts have computed."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from outsize.errors import DamagedModel, DoesNotFit, ModelNotFound, UnsupportedModel
 from outsize.machine.machine import Machine
+from outsize.models.expert_slices import expert_tensors
 from outsize.models.files.folder import ModelFolder
 from outsize.models.spec import ModelSpec, StoredTensor
 from outsize.models.survey_cache import same_bytes
@@ -17,6 +19,7 @@ from outsize.planner.weight_group import WeightGroup
 from outsize.sizes import format_size
 from outsize.store.buffer import give_back_large_memory
 from outsize.store.embedding import RowReader
+from outsize.store.expert_cache import ExpertCache
 from outsize.store.layout import Layout, lay_out
 from outsize.store.reader import DirectFiles, Files
 from outsize.store.stream import Stream
@@ -73,13 +76,41 @@ def open_model(
     files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
     groups = with_layouts(opening.spec, plan, folder.tensors)
     stream = Stream(files, groups, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes, trace=trace)
+    experts = _expert_cache(opening, files, trace)
     stream.start(first_of_last_stack(opening.spec, groups))
     try:
-        return _build(opening, files, groups, stream, progress)
+        return _build(opening, files, groups, stream, experts, progress)
     except BaseException:
         stream.close()
+        if experts is not None:
+            experts.close()
         files.close()
         raise
+
+
+def _expert_cache(opening: Opening, files: Files, trace: Trace | None) -> ExpertCache | None:
+    """The cache of routed experts, which reads at once what is to rest in RAM; None for a model that has none."""
+    plan = opening.plan
+    groups = [group for group in plan.groups if group.experts]
+    if not groups:
+        return None
+    by_name = {tensor.name: tensor for tensor in opening.folder.tensors}
+    layouts = []
+    for group in groups:
+        parts = [
+            expert_tensors(_named(opening.spec.origins[name].names, by_name), group.experts) for name in group.tensors
+        ]
+        layouts.append([lay_out(chain.from_iterable(of_one)) for of_one in zip(*parts, strict=True)])
+    cache = ExpertCache(files, layouts, slots=plan.expert_slots, slot_bytes=plan.expert_slot_bytes, trace=trace)
+    cache.load([place for place, group in enumerate(groups) if group.tier == "ram"])
+    return cache
+
+
+def _named(names: Sequence[str], stored: Mapping[str, StoredTensor]) -> list[StoredTensor]:
+    missing = [name for name in names if name not in stored]
+    if missing:
+        raise DamagedModel(f"the checkpoint lacks {missing[0]}")
+    return [stored[name] for name in names]
 
 
 def _build(
@@ -87,11 +118,13 @@ def _build(
     files: Files,
     groups: Sequence[tuple[WeightGroup, Layout]],
     stream: Stream,
+    cache: ExpertCache | None,
     progress: Progress,
 ) -> PreTrainedModel:
     """Everything that needs torch, while the first bytes arrive."""
     from outsize.engine.devices import CPU, Devices
     from outsize.engine.engine import Engine
+    from outsize.engine.experts import experts_of
     from outsize.engine.sweep import Sweep, layers_of
     from outsize.models import tracing
 
@@ -99,12 +132,15 @@ def _build(
     skeleton = tracing.skeleton_of(folder, same_bytes(folder), opening.auto_class)
     skeleton = tracing.in_order(skeleton, opening.spec)
     rows = RowReader(files)
-    layers = layers_of(skeleton.units, opening.spec, plan, groups, Devices(opening.machine), rows)
+    devices = Devices(opening.machine)
+    layers = layers_of(skeleton.units, opening.spec, plan, groups, devices, rows)
+    experts = () if cache is None else experts_of(skeleton.units, opening.spec, plan, cache, devices)
     home = next((layer.device for layer in layers if layer.unit.role == "block"), CPU)
-    sweep = Sweep(skeleton.model, layers, stream, rows, home, progress)
+    sweep = Sweep(skeleton.model, layers, experts, stream, rows, home, progress)
     model: Any = skeleton.model
     model.outsize = Engine(opening.spec, opening.machine, plan, sweep, files)
-    for end in (files.close, rows.close, stream.close):  # in reverse, for a model that is dropped instead of closed
+    # In reverse, for a model that is dropped instead of closed.
+    for end in (files.close, rows.close, stream.close, *([] if cache is None else [cache.close])):
         weakref.finalize(model, end)
     model.__class__ = closing(type(model))
     sweep.start()
@@ -116,7 +152,7 @@ def _build(
 def with_layouts(
     spec: ModelSpec, plan: Plan, tensors: Sequence[StoredTensor]
 ) -> tuple[tuple[WeightGroup, Layout], ...]:
-    """The groups that the stream reads, each with the layout of its bytes; rows looked up on disk are none of them.
+    """The groups that the stream reads, each with the layout of its bytes: all but experts and rows looked up on disk.
 
     Needs no torch, so that reading begins before torch is imported. Raises DamagedModel where the spec names a tensor
     that the checkpoint lacks.
@@ -124,13 +160,10 @@ def with_layouts(
     by_name = {tensor.name: tensor for tensor in tensors}
 
     def stored(group: WeightGroup) -> list[StoredTensor]:
-        names = [name for tensor in group.tensors for name in spec.origins[tensor].names]
-        missing = [name for name in names if name not in by_name]
-        if missing:
-            raise DamagedModel(f"the checkpoint lacks {missing[0]}")
-        return [by_name[name] for name in names]
+        return _named([name for tensor in group.tensors for name in spec.origins[tensor].names], by_name)
 
-    return tuple((group, lay_out(stored(group))) for group in plan.groups if group.residency != "cached")
+    passing = (group for group in plan.groups if group.residency != "cached" and not group.experts)
+    return tuple((group, lay_out(stored(group))) for group in passing)
 
 
 def first_of_last_stack(spec: ModelSpec, groups: Sequence[tuple[WeightGroup, Layout]]) -> int:

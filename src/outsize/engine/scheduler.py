@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from outsize.engine.experts import RoutedExperts
 from outsize.engine.forward_context import ForwardContext
 from outsize.engine.layer import BoundGroup
 from outsize.engine.sweep import Sweep
@@ -43,7 +44,7 @@ class Job(ForwardContext):
         self.value: Any = None
         self.failure = ""
         self.done = False
-        self.waits_for: BoundGroup | None = None
+        self.waits_for: BoundGroup | RoutedExperts | None = None
         self.paused = False
         self.cancelled = False
         self._greenlet = greenlet(self._run)
@@ -68,7 +69,7 @@ class Job(ForwardContext):
             with torch.inference_mode():
                 self._greenlet.throw()
 
-    def wait(self, group: BoundGroup) -> None:
+    def wait(self, group: BoundGroup | RoutedExperts) -> None:
         """Parks the job until the sweep has come to the group."""
         self.waited = True
         self.waits_for = group
@@ -131,7 +132,7 @@ class Scheduler:
 
         Raises OutsizeError for what concerns all, such as files that changed.
         """
-        place = -1
+        place: float = -1
         try:
             self._coming.extend(self._arrive())
             while self.underway or self._coming:
@@ -158,14 +159,14 @@ class Scheduler:
             self._sweep.leave()
             self._sweep.stream.read_past_end(True)
 
-    def _count(self, group: BoundGroup | None) -> None:
+    def _count(self, group: BoundGroup | RoutedExperts | None) -> None:
         """Counts the sweep that begins with a group."""
         if group is not None:
             self._sweep.sweeps += 1
             if self._sweep.stream.trace is not None:
                 self._sweep.stream.trace.sweeps.append(time.monotonic())
 
-    def _step(self, group: BoundGroup) -> None:
+    def _step(self, group: BoundGroup | RoutedExperts) -> None:
         """Binds a group, resumes the jobs that wait for it, and lets it go."""
         waiting = [job for job in self.underway if job.waits_for is group]
         self._sweep.advance(group, self.underway)
@@ -173,7 +174,7 @@ class Scheduler:
             self._resume(job)
         self._sweep.leave(job for job in self.underway if not job.done)
 
-    def _next_group(self, after: int) -> BoundGroup | None:
+    def _next_group(self, after: float) -> BoundGroup | RoutedExperts | None:
         coming = [job.waits_for for job in self.underway if job.waits_for is not None and job.waits_for.place > after]
         return min(coming, key=lambda group: group.place, default=None)
 

@@ -119,7 +119,7 @@ class Service:
         self.kept = KeptPrefixes(self.model, self.spec, self.plan, budget if prefix_bytes is None else prefix_bytes)
         self.most_pending = most_pending
         self.head: Head | None = None
-        self._cost = SweepCost(self.spec, self.machine, self.plan.weights, self.plan.groups, self.plan.ring_slots)
+        self._cost = SweepCost.of(self.spec, self.machine, self.plan)
         self._scheduler = Scheduler(sweep, lambda uses: True, self._arrive)
         self._pending = Pending()
         self._underway: dict[Job, Answer] = {}

@@ -15,6 +15,7 @@ from torch import nn
 
 from outsize.engine.binding import Binding, bind_rows
 from outsize.engine.devices import Devices, Mover, device_of, move, move_buffers, move_outputs
+from outsize.engine.experts import RoutedExperts
 from outsize.engine.forward_context import ForwardContext
 from outsize.engine.layer import BoundGroup, Layer, is_lookup
 from outsize.engine.logits import lay_out_rows
@@ -39,7 +40,7 @@ class LonePass(ForwardContext):
         super().__init__()
         self._sweep = sweep
 
-    def wait(self, group: BoundGroup) -> None:
+    def wait(self, group: BoundGroup | RoutedExperts) -> None:
         """Binds the group at once."""
         self._sweep.advance(group, [self])
 
@@ -54,12 +55,14 @@ class Sweep:
         self,
         model: Any,
         layers: Sequence[Layer],
+        experts: Sequence[RoutedExperts],
         stream: Stream,
         rows: RowReader,
         home: torch.device,
         progress: Progress,
     ) -> None:
         self.model = model
+        self.experts = experts
         self.stream = stream
         self.sweeps = 0
         self.forwards = 0
@@ -86,6 +89,8 @@ class Sweep:
                 self._unbind(bound)
             self._hook(layer)
         self._hook_models()
+        for experts in self.experts:
+            experts.start(self)
         for layer in self._layers:
             for bound in [b for b in layer.groups if layer.unit.role != "block" and not b.passes]:
                 self.advance(bound, ())
@@ -95,6 +100,8 @@ class Sweep:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        for experts in self.experts:
+            experts.close()
         self.stream.close()
         self._rows.close()
         for layer in self._layers:
@@ -105,7 +112,8 @@ class Sweep:
     @property
     def bytes_read(self) -> int:
         """Bytes that came from the drive so far."""
-        return self.stream.stats.bytes_read + self._rows.bytes_read
+        cache = self.experts[0].cache.stats.bytes_read if self.experts else 0
+        return self.stream.stats.bytes_read + self._rows.bytes_read + cache
 
     def keep_rows(self, nbytes: int) -> None:
         """Keeps rows of embeddings that are looked up on disk, up to so many bytes; 0 drops them."""
@@ -138,9 +146,15 @@ class Sweep:
         if not bound.open:
             self.context.wait(bound)
 
-    def advance(self, bound: BoundGroup, underway: Iterable[ForwardContext]) -> None:
-        """Goes on to a group: lets go of those before it that no pass is inside of any more, and binds it."""
+    def advance(self, bound: BoundGroup | RoutedExperts, underway: Iterable[ForwardContext]) -> None:
+        """Goes on to a group: lets go of those before it that no pass is inside of any more, and binds it.
+
+        Routed experts are not bound: they compute, for all passes that wait for them.
+        """
         self.leave(underway, coming=bound)
+        if isinstance(bound, RoutedExperts):
+            bound.compute()
+            return
         memory = self.stream.acquire(bound.place)
         began = time.monotonic()
         if bound.passes:
@@ -153,7 +167,7 @@ class Sweep:
         if self.stream.trace is not None:
             self.stream.trace.add("bind", bound.group.module, began, bound.binding.layout.nbytes)
 
-    def leave(self, underway: Iterable[ForwardContext] = (), coming: BoundGroup | None = None) -> None:
+    def leave(self, underway: Iterable[ForwardContext] = (), coming: BoundGroup | RoutedExperts | None = None) -> None:
         """Lets go of the groups that were bound just to compute and have.
 
         Kept are weights around other layers that a pass is still inside of, and weights that the layer of another
@@ -282,8 +296,8 @@ class Sweep:
         return output if context.asked_from is None else move_outputs(output, context.asked_from)
 
 
-def _same_layer(bound: BoundGroup, coming: BoundGroup | None) -> bool:
-    return coming is not None and coming.layer is bound.layer
+def _same_layer(bound: BoundGroup, coming: BoundGroup | RoutedExperts | None) -> bool:
+    return isinstance(coming, BoundGroup) and coming.layer is bound.layer
 
 
 def layers_of(
@@ -305,6 +319,8 @@ def layers_of(
         placed.setdefault(group.module, []).append((place, group, layout))
     found = []
     for unit, module in zip(units, spec.modules, strict=True):
+        if module.experts:
+            continue
         mine = placed.get(module.name, [])
         streamed = any(group.streamed for _, group, _ in mine)
         rows_alone = all(len(weight.shape) == 2 for weight in unit.weights)  # T5Gemma2's embeddings have a vector too

@@ -92,7 +92,7 @@ def measure(case: Case) -> Result:
         loaded = time.monotonic() - began - first.token_s
         runs = [timed_generation(model, case.prompt, case.tokens, case.batch) for _ in range(case.repeats)]
         score = _scoring(model, case)
-        cost = SweepCost(opening.spec, opening.machine, plan.weights, plan.groups, plan.ring_slots)
+        cost = SweepCost.of(opening.spec, opening.machine, plan)
         past = case.prompt + case.tokens // 2
         together = opening.spec.encoder_decoder
         turn = Turn(case.batch, 1, 1 if together else past, case.batch, encoded=case.prompt if together else 0)

@@ -85,6 +85,8 @@ ENCODE_BYTES_PER_S = 3e9
 HANDOVER_S = 2.5e-3
 # Sampling and the generation loop, once a token.
 TOKEN_OPERATIONS_S = 2e-3
+# Sorting tokens by their experts and adding up what these give, once a layer: some twenty operations of torch.
+EXPERTS_S = 0.2e-3
 # One hop of a token's hidden state from a device to another: a launch, a copy of some KiB, a wait.
 HOP_S = 50e-6
 # A look-up of a few rows of an embedding on the drive: one random direct read.

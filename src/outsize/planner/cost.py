@@ -13,6 +13,7 @@ from outsize.models.bf12_layout import bf12_bytes
 from outsize.models.spec import ModelSpec, ModuleSpec, TensorSpec
 from outsize.planner.footprint import has_bf12, packing_of, tensor_resident_bytes
 from outsize.planner.plan import Weights
+from outsize.planner.routing import touched
 from outsize.planner.weight_group import PACKED
 
 COLD_BYTES = 64 * 1024**2  # of a block's weights: with so many between them, small operations find no cache warm
@@ -58,11 +59,16 @@ def flop_rate(device: Device, key: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What computing a module takes: per data type, bytes of weights read and elements multiplied by each token."""
+    """What computing a module takes: per data type, bytes of weights read and elements multiplied by each token.
+
+    ``experts``: of all of them, of which each token uses ``per_token``; 0 for what every token uses whole.
+    """
 
     parts: tuple[tuple[str, int, int], ...]  # (key, bytes, elements in matmuls)
     block: bool
     activation_bytes: int = 0  # most that a block holds of each token
+    experts: int = 0
+    per_token: int = 0
 
     @property
     def bytes(self) -> int:
@@ -114,7 +120,8 @@ def module_work(spec: ModelSpec, module: ModuleSpec, weights: Weights, *, bf12: 
         parts[key] = (read + size, multiplied + (tensor.elements if tensor.matmul or head else 0))
     block = module.role == "block"
     activations = int(spec.workspace.linear) if block else 0
-    return Work(tuple((key, *pair) for key, pair in parts.items()), block, activations)
+    in_parts = tuple((key, *pair) for key, pair in parts.items())
+    return Work(in_parts, block, activations, module.experts, module.per_token)
 
 
 def compute_s(work: Work, device: Device, tokens: int, kv_read_bytes: int, overheads: Overheads = UNMEASURED) -> float:
@@ -126,6 +133,8 @@ def compute_s(work: Work, device: Device, tokens: int, kv_read_bytes: int, overh
     """
     gpu = device.kind == "gpu" and not device.emulated
     seconds = overheads.kv_traffic * kv_read_bytes / device.bytes_per_s
+    if work.experts:
+        return seconds + _experts_s(work, device, tokens)
     for key, read, elements in work.parts:
         seconds += matmul_s(device, key, read, elements, tokens)
     if not work.block:
@@ -136,7 +145,17 @@ def compute_s(work: Work, device: Device, tokens: int, kv_read_bytes: int, overh
     return seconds + block_s(work, overheads)
 
 
-def matmul_s(device: Device, key: str, read: int, elements: int, tokens: int) -> float:
+def _experts_s(work: Work, device: Device, tokens: int) -> float:
+    """Seconds of a layer's experts: those that the tokens are sent to, each for its share of the tokens."""
+    share = touched(work.experts, work.per_token, tokens)
+    rows = tokens * work.per_token / (work.experts * share) if share else 0.0
+    seconds = rates.EXPERTS_S
+    for key, read, elements in work.parts:
+        seconds += matmul_s(device, key, read * share, elements * share, rows)
+    return seconds
+
+
+def matmul_s(device: Device, key: str, read: float, elements: float, tokens: float) -> float:
     """Seconds of matmuls with weights of one type: ``max(bytes / matmul rate, 2 * elements * tokens / FLOP rate)``.
 
     Where it was measured, a few tokens take ``bytes / matmul rate + 2 * elements * (tokens - 1) / few-row rate``, and
@@ -169,12 +188,12 @@ def encode_s(nbytes: int, overheads: Overheads) -> float:
     return nbytes / overheads.encode_bytes_per_s
 
 
-def read_s(nbytes: int, disk: Device, overheads: Overheads = UNMEASURED) -> float:
+def read_s(nbytes: float, disk: Device, overheads: Overheads = UNMEASURED) -> float:
     """Seconds to read bytes from the drive while others compute: ``bytes / (share of the disk rate)``."""
     return nbytes / (overheads.stream_share * disk.bytes_per_s)
 
 
-def load_s(nbytes: int, disk: Device, home: Device) -> float:
+def load_s(nbytes: float, disk: Device, home: Device) -> float:
     """Seconds to bring bytes from the drive to where they rest: ``bytes / min(disk rate, link rate of a GPU)``."""
     rate = disk.bytes_per_s
     if home.link_bytes_per_s:

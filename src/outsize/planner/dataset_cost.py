@@ -62,7 +62,7 @@ def predict_shapes(
     Without anything streamed each pass of each micro-batch is a sweep, but for those that the load makes one.
     """
     rounds = _rounds(spec, plan, shapes)
-    model = SweepCost(spec, machine, plan.weights, plan.groups, plan.ring_slots)
+    model = SweepCost.of(spec, machine, plan)
     seconds = sum(times * model.sweep_s(turns) for turns, times in rounds.items())
     sweeps = sum(times * (1 if model.streams else len(turns)) for turns, times in rounds.items())
     reads = 0

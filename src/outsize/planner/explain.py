@@ -26,6 +26,11 @@ def reason(machine: Machine, module: ModuleSpec, unit: Unit, home: str) -> str:
             if home != "disk"
             else f"not even small ones may rest in RAM; {rate}"
         )
+    if unit.experts:
+        each = f"{module.per_token} of {module.experts} for each token"
+        if home == "disk":
+            return f"{each}: in RAM while they are used and there is room, else read at {rate}"
+        return f"{each}: {'computed by the CPU' if home == 'ram' else 'resident and computed there'}, {rate}"
     if unit.rows:
         return "looked up by row: never read whole" if home == "disk" else "looked up by row; there is room to keep it"
     if home == "disk":

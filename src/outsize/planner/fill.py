@@ -41,6 +41,19 @@ def room_left(problem: Problem, homes: Sequence[str], slots: int) -> dict[str, i
     return {t.name: min(room[t.name], t.weight_limit) - held[t.name] for t in (*problem.gpus, problem.ram)}
 
 
+def expert_slots(problem: Problem, homes: Sequence[str], filling: Filling, slots: int) -> int:
+    """Slots of the cache of experts: one for each that rests in RAM, and what RAM has left for those on disk."""
+    at = {"ram": 0, "disk": 0}
+    for unit in problem.units:
+        at[homes[unit.index]] = at.get(homes[unit.index], 0) + unit.experts
+    if not at["disk"]:
+        return max(at["ram"], problem.least_expert_slots)
+    left = room_left(problem, homes, slots)["ram"]
+    for index, places in filling.items():
+        left -= sum(problem.units[index].tensors[place].ram for place, device in places.items() if device == "ram")
+    return at["ram"] + min(problem.least_expert_slots + max(left, 0) // problem.expert_slot_bytes, at["disk"])
+
+
 def fill(problem: Problem, homes: Sequence[str], slots: int) -> Filling:
     """Tensors of blocks for the room that is left, where a token becomes faster: GPUs first, then RAM.
 

@@ -34,6 +34,8 @@ TOKENIZER_BYTES = 512
 CUDA_CONTEXT_BYTES = 512 * MIB
 # Page-locked buffers between the drive and a GPU, while its weights are loaded: 8 of 8 MiB.
 STAGING_BYTES = 64 * MIB
+# The least that the cache of experts is given: what a drive reads in some hundredths of a second.
+EXPERT_BYTES = 64 * MIB
 # Kept free where nobody stated a budget: other processes grow, and allocators round up.
 RAM_MARGIN = 0.04
 GPU_MARGIN = 0.03
@@ -42,11 +44,11 @@ GPU_MARGIN = 0.03
 def packing_of(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> Packing | None:
     """How a tensor is packed: as the checkpoint has it, else as converting would; None where it stays as it is.
 
-    Converted are weights of Linear layers inside blocks; embeddings, head and norms stay native.
+    Converted are weights of Linear layers inside blocks, and of experts; embeddings, head and norms stay native.
     """
     if tensor.packing is not None:
         return tensor.packing
-    if weights == "native" or module.role != "block" or not tensor.matmul:
+    if weights == "native" or module.role not in ("block", "experts") or not tensor.matmul:
         return None
     return packing_for(BITS[weights], tensor.shape[-1], tensor.stored)
 
@@ -71,8 +73,9 @@ def rest_bytes(module: ModuleSpec, weights: Weights) -> int:
 
 def file_bytes(module: ModuleSpec, weights: Weights) -> int:
     """Bytes of a module on disk: what streaming reads, and the shapes that lie beside packed weights."""
-    packings = (packing_of(module, t, weights) for t in module.tensors)
-    return rest_bytes(module, weights) + sum(packing.file_bytes for packing in packings if packing is not None)
+    packings = ((t, packing_of(module, t, weights)) for t in module.tensors)
+    beside = sum(t.matrices * packing.file_bytes for t, packing in packings if packing is not None)
+    return rest_bytes(module, weights) + beside
 
 
 def tensor_resident_bytes(module: ModuleSpec, tensor: TensorSpec, weights: Weights) -> int:
@@ -110,9 +113,12 @@ def bf12_bytes_of(module: ModuleSpec, weights: Weights) -> int | None:
 
 
 def extent_count(module: ModuleSpec, weights: Weights) -> int:
-    """Most byte ranges a module is read in: one per tensor, two per packed weight, three with zero points."""
-    packings = (packing_of(module, t, weights) for t in module.tensors)
-    return sum(1 if packing is None else 2 + packing.zero_points for packing in packings)
+    """Most byte ranges a module is read in: one per tensor, two per packed weight, three with zero points.
+
+    Experts are read one by one, whether they are stored so or not.
+    """
+    packings = ((max(t.matrices, module.experts), packing_of(module, t, weights)) for t in module.tensors)
+    return sum(count * (1 if packing is None else 2 + packing.zero_points) for count, packing in packings)
 
 
 def slack_bytes(module: ModuleSpec, weights: Weights) -> int:
@@ -141,6 +147,22 @@ def slot_bytes(module: ModuleSpec, weights: Weights) -> int:
     return max(
         (rest_bytes(p, weights) + slack_bytes(p, weights) + converted_bytes(p, weights) for p in parts), default=0
     )
+
+
+def expert_slot_bytes(module: ModuleSpec, weights: Weights) -> int:
+    """Bytes of a slot of the cache that takes any expert of a module: file bytes and the slack of direct reads."""
+    one = -(-rest_bytes(module, weights) // module.experts) + -(-slack_bytes(module, weights) // module.experts)
+    return -(-one // PAGE) * PAGE
+
+
+def least_expert_slots(experts: int, slot_bytes: int) -> int:
+    """Slots below which the cache of experts has no room to read ahead: ``64 MiB``, two of them at least."""
+    return min(max(-(-EXPERT_BYTES // slot_bytes), 2), experts)
+
+
+def expert_copy_bytes(module: ModuleSpec, weights: Weights) -> int:
+    """Bytes of one expert that is not used as it is stored: it is brought to its runtime type for each use."""
+    return -(-converted_bytes(module, weights) // module.experts)
 
 
 def prompt_tokens(request: Request) -> int:

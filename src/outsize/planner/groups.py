@@ -11,7 +11,7 @@ from outsize.planner.explain import fill_reason, reason
 from outsize.planner.fill import Filling
 from outsize.planner.placement import Unit, computing
 from outsize.planner.problem import Problem
-from outsize.planner.weight_group import PACKED, Format, WeightGroup
+from outsize.planner.weight_group import PACKED, Format, Residency, WeightGroup
 
 
 def groups_of(problem: Problem, homes: Sequence[str], filling: Filling) -> tuple[WeightGroup, ...]:
@@ -64,12 +64,17 @@ def _group(problem: Problem, unit: Unit, module: ModuleSpec, tier: str, why: str
         tensors=(),
         disk_bytes=footprint.rest_bytes(part, weights),
         rest_bytes=at_rest if encoded is None else encoded,
-        buffer_bytes=0 if in_place or looked_up else footprint.slot_bytes(part, weights),
+        buffer_bytes=0 if in_place or looked_up or unit.experts else footprint.slot_bytes(part, weights),
         format=form if encoded is None else "bf12",
         tier=tier,
         device=computing(tier),
-        residency="cached" if looked_up else "streamed" if tier == "disk" else "resident",
-        use=0.0 if looked_up else 1.0,
+        residency="cached" if looked_up or (tier == "disk" and unit.experts) else _residency(tier),
+        use=0.0 if looked_up else module.per_token / module.experts if module.experts else 1.0,
         in_place=in_place,
+        experts=module.experts,
         reason=why,
     )
+
+
+def _residency(tier: str) -> Residency:
+    return "streamed" if tier == "disk" else "resident"

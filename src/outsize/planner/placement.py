@@ -8,7 +8,7 @@ from itertools import product
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal["block", "head", "lookup", "small"]
+Kind = Literal["block", "experts", "head", "lookup", "small"]
 Start = Literal["first", "last", "largest"]
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
@@ -32,12 +32,14 @@ class TensorBytes:
 class Unit:
     """One module as the search sees it. Units stand in the order of the spec's modules.
 
-    ``kind``: ``small`` are norms and the like; anything else that is neither head nor look-up counts as a block.
+    ``kind``: ``small`` are norms and the like; what is neither experts, head nor look-up counts as a block.
     ``rest_bytes``: read in a sweep; ``file_bytes``: on disk, with what nobody reads again; ``resident_bytes``: on a
     GPU, ``ram_bytes``: in RAM, less where it is ``encoded`` there in 12 bits. ``every_token``: false for what decode
     does not touch, such as an encoder. ``rows``: may be looked up on disk by row. ``copied``: in memory it is not as it
     is in the files, so it passes through the ring even where RAM keeps it. ``decode_s``: seconds of one token of each
     sequence, by the tier in which it rests; ``prefill_s``: of the prompts, by the device that computes.
+    ``experts``: how many it has; ``slot_bytes`` is that of the cache then, for one of them, and ``token_bytes`` the
+    file bytes of those that one token of each sequence is sent to.
     """
 
     index: int
@@ -53,12 +55,16 @@ class Unit:
     rows: bool = False
     copied: bool = False
     encoded: bool = False
+    experts: int = 0
+    token_bytes: float = 0.0
     tensors: tuple[TensorBytes, ...] = ()
     decode_s: Mapping[str, float] = field(default_factory=lambda: NOTHING)
     prefill_s: Mapping[str, float] = field(default_factory=lambda: NOTHING)
 
     def passes_ring(self, home: str) -> bool:
         """Whether it passes through the ring, at the load or in every sweep."""
+        if self.kind == "experts":
+            return False  # they have a cache of their own
         if home == "disk":
             return not self.rows
         return home != "ram" or self.copied or self.encoded
@@ -148,7 +154,8 @@ def place(units: Sequence[Unit], ram: Tier, gpus: Sequence[Tier], choice: Choice
 
     The devices are filled in the order of the choice: GPUs with runs of blocks, so that hops are few; GPUs after RAM
     take only what RAM cannot. What no device holds is streamed from disk: the fewest blocks that must be, evenly spread
-    between the others, and first of all what decode does not touch. Norms go where their neighbours compute.
+    between the others, and first of all what decode does not touch. Norms go where their neighbours compute. Routed
+    experts take what is left: whole layers of them on GPUs, and all others in RAM, or its cache if these are too many.
     """
     space = Space((ram, *(gpu for gpu in gpus if gpu.name in choice.gpus)))
     space.room["ram"] -= max((gpu.staging for gpu in gpus if gpu.name in choice.gpus), default=0)
@@ -158,7 +165,7 @@ def place(units: Sequence[Unit], ram: Tier, gpus: Sequence[Tier], choice: Choice
     homes = place_outside(units, space, choice)
     if homes is None:
         return None
-    order = sorted((u for u in units if u.kind == "block"), key=ORDERS[choice.start])
+    order = [u for u in order_of(units, choice) if u.kind == "block"]
     before = choice.devices.index("ram")
     fill_gpus(order, choice.devices[:before], space, homes)
     already = [u for u in units if homes.get(u.index) == "disk" and not u.rows]
@@ -175,8 +182,30 @@ def place(units: Sequence[Unit], ram: Tier, gpus: Sequence[Tier], choice: Choice
         if unit.kind == "lookup" and unit.rows:
             keep = not streamed and not unit.copied and space.take("ram", unit.ram_bytes)
             homes[unit.index] = "ram" if keep else "disk"
+    place_experts(order_of(units, choice), choice, space, homes)
     follow(units, homes, space)
     return tuple(homes[u.index] for u in units)
+
+
+def order_of(units: Sequence[Unit], choice: Choice) -> list[Unit]:
+    """The units in the order in which a choice fills devices."""
+    return sorted(units, key=ORDERS[choice.start])
+
+
+def place_experts(order: Sequence[Unit], choice: Choice, space: Space, homes: dict[int, str]) -> None:
+    """Give routed experts their homes; those on disk share the cache that the rest of RAM becomes."""
+    rest = [unit for unit in order if unit.kind == "experts"]
+    for name in choice.devices:
+        if name == "ram":
+            if space.take("ram", sum(unit.ram_bytes for unit in rest)):
+                homes.update({unit.index: "ram" for unit in rest})
+                rest = []
+            continue
+        for unit in rest[:]:
+            if space.take(name, unit.resident_bytes):
+                homes[unit.index] = name
+                rest.remove(unit)
+    homes.update({unit.index: "disk" for unit in rest})
 
 
 def fill_gpus(order: Sequence[Unit], names: Sequence[str], space: Space, homes: dict[int, str]) -> None:
@@ -314,4 +343,5 @@ def follow(units: Sequence[Unit], homes: dict[int, str], space: Space) -> None:
             space.room[before] += unit.resident_bytes
             if space.take(before, unit.resident_bytes):
                 homes[unit.index] = before
-        before = homes[unit.index]
+        if unit.kind != "experts":
+            before = homes[unit.index]

@@ -44,28 +44,38 @@ class Usage:
     kv_bytes: int = 0
     workspace_bytes: int = 0
     ring_bytes: int = 0  # the buffers that pass what is streamed, and what is loaded but not kept as it is read
+    expert_cache_bytes: int = 0  # the room of single experts that do not rest there
     overhead_bytes: int = 0  # Python, torch, the CUDA context
     capacity_bytes: int = 0  # what may be used, of what is free
 
     @property
     def total_bytes(self) -> int:
         """All that is planned here."""
-        return self.weights_bytes + self.kv_bytes + self.workspace_bytes + self.ring_bytes + self.overhead_bytes
+        buffers = self.workspace_bytes + self.ring_bytes + self.expert_cache_bytes
+        return self.weights_bytes + self.kv_bytes + buffers + self.overhead_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Seconds to the first token and per further token, and what holds them up."""
+    """Seconds to the first token and per further token, and what holds them up.
+
+    ``expert_hit_rate``: share of the experts of a token that are in memory, where some rest on disk.
+    """
 
     first_token_s: float
     token_s: float
     bottleneck: str
     disk_bytes_per_token: int
+    expert_hit_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where everything goes for one weight format, how fast it will be, and whether it fits."""
+    """Where everything goes for one weight format, how fast it will be, and whether it fits.
+
+    ``expert_slots``: of ``expert_slot_bytes`` each, for the routed experts in RAM: all that rest there, and some of
+    those on disk.
+    """
 
     weights: Weights
     request: Request
@@ -78,6 +88,8 @@ class Plan:
     predicted: Prediction
     remedies: tuple[str, ...] = ()  # what would fit, where this does not
     file_bytes: int = 0  # of all weights in this format, as the files have them
+    expert_slots: int = 0
+    expert_slot_bytes: int = 0
 
     @property
     def devices(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
 from outsize.planner import footprint
 from outsize.planner.explain import remedies
-from outsize.planner.fill import ring_slot_bytes, staging_bytes
+from outsize.planner.fill import expert_slots, ring_slot_bytes, staging_bytes
 from outsize.planner.groups import groups_of
 from outsize.planner.placement import computing
 from outsize.planner.plan import WEIGHTS, Plan, Request, Usage, Weights
@@ -132,12 +132,13 @@ def _finish(problem: Problem, found: Found) -> Plan:
     groups = groups_of(problem, found.homes, found.filling)
     slot_bytes = ring_slot_bytes(problem, found.homes, found.filling)
     slots = found.slots if slot_bytes else 0
-    usage = _usage(problem, found, groups, slots * slot_bytes)
+    held = expert_slots(problem, found.homes, found.filling, slots)
+    usage = _usage(problem, found, groups, slots * slot_bytes, held * problem.expert_slot_bytes)
     lacking = max(
         usage["ram"].total_bytes - usage["ram"].capacity_bytes,
         problem.file_bytes - usage["disk"].capacity_bytes,  # all files lie there, resident or not
     )
-    model = SweepCost(problem.spec, problem.machine, problem.weights, groups, slots)
+    model = SweepCost(problem.spec, problem.machine, problem.weights, groups, slots, held)
     return Plan(
         weights=problem.weights,
         request=problem.request,
@@ -149,10 +150,14 @@ def _finish(problem: Problem, found: Found) -> Plan:
         usage=usage,
         predicted=model.predict(problem.request),
         file_bytes=sum(unit.rest_bytes for unit in problem.units),
+        expert_slots=held,
+        expert_slot_bytes=problem.expert_slot_bytes,
     )
 
 
-def _usage(problem: Problem, found: Found, groups: Sequence[WeightGroup], ring_bytes: int) -> dict[str, Usage]:
+def _usage(
+    problem: Problem, found: Found, groups: Sequence[WeightGroup], ring_bytes: int, expert_bytes: int
+) -> dict[str, Usage]:
     """Bytes per tier. The disk's capacity is all of it, free or not: the files may be there already."""
     machine, request = problem.machine, problem.request
     weights: dict[str, int] = {}
@@ -176,6 +181,7 @@ def _usage(problem: Problem, found: Found, groups: Sequence[WeightGroup], ring_b
         kv_bytes=kv.get("ram", 0),
         workspace_bytes=problem.workspace,
         ring_bytes=ring_bytes,
+        expert_cache_bytes=expert_bytes - sum(g.rest_bytes for g in groups if g.experts and g.tier == "ram"),
         overhead_bytes=problem.overhead + staging_bytes(problem, weights),
         capacity_bytes=footprint.ram_capacity_bytes(machine, request),
     )

@@ -10,6 +10,7 @@ from outsize.models.spec import ModelSpec, ModuleSpec
 from outsize.planner import cost, footprint
 from outsize.planner.placement import Kind, TensorBytes, Tier, Unit
 from outsize.planner.plan import Request, Weights
+from outsize.planner.routing import touched
 
 SMALL_BYTES = 1024**2  # modules outside the blocks below this follow their neighbours
 SMALL_EMBEDDING_BYTES = 64 * 1024**2  # look-ups below this are kept: a random read a token costs more than they do
@@ -28,6 +29,8 @@ class Problem:
     gpus: tuple[Tier, ...]
     workspace: int
     overhead: int  # of the process, the slack of direct reads included, staging not
+    expert_slot_bytes: int = 0  # of the cache of experts: takes the largest of them
+    least_expert_slots: int = 0
 
     @property
     def file_bytes(self) -> int:
@@ -50,15 +53,20 @@ def make_problem(
         copied = bool(spec.origins) and any(spec.origins[t.name].copies for t in module.tensors)
         tensors = tuple((t.shape, t.stored, t.runtime, t.matmul, t.part, t.packing, t.span) for t in module.tensors)
         layers = tuple(_layers(module))
-        alike = (module.role, bool(module.tied), index in idle, module.cache, copied, tensors, layers)
+        alike = (module.role, module.per_token, bool(module.tied), index in idle, module.cache, copied, tensors, layers)
         if alike not in known:
             weigher = _Weigher(spec, machine, request, weights, bf12=bf12)
             unit = weigher.unit(module, every_token=index not in idle, copied=copied)
             known[alike] = unit, footprint.slack_bytes(module, weights)
         units.append(replace(known[alike][0], index=index))
-        slack += known[alike][1]
-    overhead = footprint.ram_overhead_bytes(spec, workspace, triton=request.triton) + slack
-    room = footprint.ram_capacity_bytes(machine, request) - overhead - workspace
+        slack += known[alike][1] if not module.experts else 0  # which is in the slots of their cache
+    routed = [module for module in spec.modules if module.experts]
+    slot = max((footprint.expert_slot_bytes(module, weights) for module in routed), default=0)
+    least = footprint.least_expert_slots(sum(module.experts for module in routed), slot) if routed else 0
+    units = [replace(u, slot_bytes=slot, ram_bytes=u.experts * slot) if u.experts else u for u in units]
+    copied_bytes = max((footprint.expert_copy_bytes(module, weights) for module in routed), default=0)
+    overhead = footprint.ram_overhead_bytes(spec, workspace, triton=request.triton) + slack + copied_bytes
+    room = footprint.ram_capacity_bytes(machine, request) - overhead - workspace - least * slot
     gpus = tuple(
         Tier(
             gpu.name,
@@ -69,7 +77,7 @@ def make_problem(
         for index, gpu in enumerate(machine.gpus)
     )
     ram = Tier("ram", room, footprint.weight_limit_bytes(request, "ram"))
-    return Problem(spec, machine, request, weights, tuple(units), ram, gpus, workspace, overhead)
+    return Problem(spec, machine, request, weights, tuple(units), ram, gpus, workspace, overhead, slot, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,9 @@ class _Weigher:
             file_bytes=footprint.file_bytes(module, weights),
             resident_bytes=resident,
             ram_bytes=resident if encoded is None else encoded,
-            slot_bytes=footprint.slot_bytes(module, weights),
+            slot_bytes=0 if module.experts else footprint.slot_bytes(module, weights),
+            experts=module.experts,
+            token_bytes=self._token_bytes(module),
             kv_bytes=footprint.kv_bytes(module.cache, self.request),
             parts=len(module.parts),
             every_token=every_token,
@@ -114,7 +124,15 @@ class _Weigher:
             prefill_s=self._prefill_s(module, kind, every_token=every_token),
         )
 
+    def _token_bytes(self, module: ModuleSpec) -> float:
+        if not module.experts:
+            return 0.0
+        share = touched(module.experts, module.per_token, self.request.batch)
+        return share * footprint.rest_bytes(module, self.weights)
+
     def _kind(self, module: ModuleSpec, resident: int) -> Kind:
+        if module.experts:
+            return "experts"
         if cost.is_head(self.spec, module):
             return "head"
         if cost.is_lookup(self.spec, module):
@@ -134,7 +152,8 @@ class _Weigher:
 
         seconds = {gpu.name: on(gpu, work) for gpu in self.machine.gpus}
         seconds["ram"] = on(ram, cost.module_work(self.spec, module, self.weights, bf12=True) if encoded else work)
-        extra = cost.convert_s(footprint.converted_bytes(module, self.weights), ram)
+        converted = 0 if module.experts else footprint.converted_bytes(module, self.weights)
+        extra = cost.convert_s(converted, ram)
         seconds["disk"] = on(ram, work) + extra + self.machine.overheads.handover_s * len(module.parts)
         return seconds
 

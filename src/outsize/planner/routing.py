@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 STEPS = 20  # halvings of the interval in which the characteristic time lies: a millionth of it is left
+# Of a layer's experts: a pass that is expected to use so many of them reads them in order, and ahead.
+SCAN_SHARE = 0.9
 LONGEST = 2.0**40  # tokens; what is used more rarely than that is never seen
 
 
@@ -16,6 +18,13 @@ def touched(experts: int, per_token: int, tokens: int) -> float:
     Real tokens share more experts than that, so it is an upper bound in expectation.
     """
     return _seen(per_token / experts, tokens)
+
+
+def scan_from(experts: int, per_token: int) -> int:
+    """Tokens from which on ``SCAN_SHARE`` of the experts are expected: ``log(1 - share) / log(1 - k/E)``."""
+    if per_token >= experts:
+        return 1
+    return math.ceil(math.log(1 - SCAN_SHARE) / math.log(1 - per_token / experts))
 
 
 def touched_measured(counts: Sequence[float], per_token: int, tokens: int) -> float:

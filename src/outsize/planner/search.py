@@ -8,7 +8,7 @@ from itertools import product
 
 from outsize.machine import rates
 from outsize.planner import cost
-from outsize.planner.fill import Filling, fill
+from outsize.planner.fill import Filling, expert_slots, fill
 from outsize.planner.groups import groups_of
 from outsize.planner.placement import Choice, Start, Tier, Unit, computing, place
 from outsize.planner.problem import Problem, by_device
@@ -35,12 +35,12 @@ class Found:
     estimate_s: float
 
 
-def estimate_s(problem: Problem, homes: Sequence[str], filling: Filling) -> float:
+def estimate_s(problem: Problem, homes: Sequence[str], filling: Filling, slots: int) -> float:
     """Seconds by which placements are compared: ``max(reading, computing) + hops + reading / 20 + first / 1000``.
 
     A steady sweep takes at least its reading or its computing, whichever is longer, and a ring of buffers comes near
     to that. A twentieth of the reading counts even where computing hides it: what can rest shall not keep the drive
-    busy. ``first``: ``max(load, prefill)``.
+    busy. ``first``: ``max(load, prefill)``. Experts that are not in memory are read when a token is sent to them.
     """
     devices = by_device(problem)
     disk, ram = devices["disk"], devices["ram"]
@@ -49,7 +49,7 @@ def estimate_s(problem: Problem, homes: Sequence[str], filling: Filling) -> floa
     for unit, home in zip(problem.units, homes, strict=True):
         device = computing(home)
         rows = unit.rows and home == "disk"
-        read = 0 if rows or home != "disk" else unit.rest_bytes
+        read = 0 if rows or home != "disk" or unit.experts else unit.rest_bytes
         load += 0.0 if rows else cost.load_s(unit.rest_bytes, disk, devices[device])
         prefill += unit.prefill_s[device]
         if not unit.every_token:
@@ -65,6 +65,13 @@ def estimate_s(problem: Problem, homes: Sequence[str], filling: Filling) -> floa
                 path += [other, device] if tensor.matmul else []
         reads += cost.read_s(read, disk)
         computes += seconds
+    cached = [u for u, home in zip(problem.units, homes, strict=True) if u.experts and home == "disk"]
+    if cached:
+        held = expert_slots(problem, homes, filling, slots) - sum(
+            u.experts for u, home in zip(problem.units, homes, strict=True) if home == "ram"
+        )
+        missed = 1 - held / sum(unit.experts for unit in cached)
+        computes += cost.read_s(missed * sum(unit.token_bytes for unit in cached), disk)
     return max(reads, computes) + cost.hops_s(path) + reads / 20 + max(load, prefill) / TOKENS_PER_FIRST
 
 
@@ -81,7 +88,8 @@ def fastest(problem: Problem) -> Found | None:
         if homes not in seen:
             seen.add(homes)
             filling = fill(problem, homes, choice.slots)
-            tried.append((Found(homes, filling, choice.slots, estimate_s(problem, homes, filling)), choice))
+            estimate = estimate_s(problem, homes, filling, choice.slots)
+            tried.append((Found(homes, filling, choice.slots, estimate), choice))
     if not tried:
         return None
     tried.sort(key=lambda one: one[0].estimate_s)
@@ -98,7 +106,7 @@ def _widen(problem: Problem, found: Found, choice: Choice) -> Found:
         if homes is None:
             break
         filling = fill(problem, homes, slots)
-        wider = Found(homes, filling, slots, estimate_s(problem, homes, filling))
+        wider = Found(homes, filling, slots, estimate_s(problem, homes, filling, slots))
         seconds = _token_s(problem, wider)
         # The same placement: room that nothing else can use, for reading evens out with it. Others have to be worth it.
         if seconds <= best_s * (1.0 if (homes, filling) == (found.homes, found.filling) else 0.99):
@@ -111,15 +119,19 @@ def _widen(problem: Problem, found: Found, choice: Choice) -> Found:
 def _score_s(problem: Problem, found: Found) -> float:
     """What ``estimate_s`` estimates, with a token's seconds as they are predicted."""
     disk = by_device(problem)["disk"]
-    groups = groups_of(problem, found.homes, found.filling)
-    model = SweepCost(problem.spec, problem.machine, problem.weights, groups, found.slots)
+    model = _sweep_cost(problem, found)
     reading = cost.read_s(model.decode_bytes, disk)
     return model.token_s(problem.request) + reading / 20 + model.first_token_s(problem.request) / TOKENS_PER_FIRST
 
 
 def _token_s(problem: Problem, found: Found) -> float:
+    return _sweep_cost(problem, found).token_s(problem.request)
+
+
+def _sweep_cost(problem: Problem, found: Found) -> SweepCost:
     groups = groups_of(problem, found.homes, found.filling)
-    return SweepCost(problem.spec, problem.machine, problem.weights, groups, found.slots).token_s(problem.request)
+    held = expert_slots(problem, found.homes, found.filling, found.slots)
+    return SweepCost(problem.spec, problem.machine, problem.weights, groups, found.slots, held)
 
 
 def _placements(problem: Problem) -> Iterator[tuple[tuple[str, ...], Choice]]:

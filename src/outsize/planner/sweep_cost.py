@@ -9,7 +9,8 @@ from outsize.machine import rates
 from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec
 from outsize.planner import cost, footprint
-from outsize.planner.plan import Prediction, Request, Weights
+from outsize.planner.plan import Plan, Prediction, Request, Weights
+from outsize.planner.routing import SCAN_SHARE, hit_rate, touched
 from outsize.planner.sweep_time import Step, first_sweep_s, steady_sweep_s
 from outsize.planner.weight_group import WeightGroup
 
@@ -31,10 +32,16 @@ class Turn:
 
 
 class SweepCost:
-    """Seconds of the sweeps of one placement."""
+    """Seconds of the sweeps of one placement. ``expert_slots``: experts that RAM has room for."""
 
     def __init__(
-        self, spec: ModelSpec, machine: Machine, weights: Weights, groups: Sequence[WeightGroup], slots: int
+        self,
+        spec: ModelSpec,
+        machine: Machine,
+        weights: Weights,
+        groups: Sequence[WeightGroup],
+        slots: int,
+        expert_slots: int = 0,
     ) -> None:
         self._spec, self._machine, self._groups, self._slots = spec, machine, groups, max(slots, 1)
         self._modules = {module.name: module for module in spec.modules}
@@ -63,8 +70,16 @@ class SweepCost:
                 self._converted.append(footprint.converted_bytes(part, weights) if group.streamed else 0)
             self._alike.append(number)
         self._compute: dict[tuple[int, Turn], float] = {}
+        on_disk = sum(group.experts for group in groups if group.tier == "disk")
+        in_ram = sum(group.experts for group in groups if group.tier == "ram")
+        self.expert_hit_rate = hit_rate(None, 1, (expert_slots - in_ram) / on_disk) if on_disk else None
         self.streamed_bytes = sum(group.disk_bytes for group in groups if group.streamed)
         self.load_bytes = sum(group.disk_bytes for group in groups if group.residency != "cached")
+
+    @classmethod
+    def of(cls, spec: ModelSpec, machine: Machine, plan: Plan) -> SweepCost:
+        """That of a plan."""
+        return cls(spec, machine, plan.weights, plan.groups, plan.ring_slots, plan.expert_slots)
 
     @property
     def streams(self) -> bool:
@@ -92,6 +107,8 @@ class SweepCost:
             cached = group.residency == "cached"
             read = 0.0 if cached else cost.load_s(group.disk_bytes, self._disk, self._devices[group.device])
             compute = self._group_s(place, tuple(turns))
+            if cached and group.experts:
+                read, compute = self._fetched(place, turns, compute, hits=0.0)
             if group.format == "bf12":
                 compute += cost.encode_s(group.disk_bytes, over)
             module = self._modules[group.module]
@@ -113,8 +130,14 @@ class SweepCost:
 
     @property
     def decode_bytes(self) -> int:
-        """Bytes that a token reads from the drive."""
+        """Bytes that a token reads from the drive, whatever it reads of experts aside."""
         return sum(g.disk_bytes for g in self._groups if g.streamed and g.module not in self._idle)
+
+    def expert_bytes(self, tokens: int) -> float:
+        """Bytes of experts that a sweep over so many tokens reads from the drive, beside those that are in memory."""
+        missed = 1 - (self.expert_hit_rate or 0.0)
+        on_disk = (group for group in self._groups if group.experts and group.tier == "disk")
+        return sum(missed * self._touched(group, tokens) * group.disk_bytes for group in on_disk)
 
     def predict(self, request: Request) -> Prediction:
         """Seconds of the request's tokens, and what holds them up."""
@@ -122,7 +145,8 @@ class SweepCost:
             first_token_s=self.first_token_s(request),
             token_s=self.token_s(request),
             bottleneck=self._bottleneck(self._token(request)),
-            disk_bytes_per_token=self.decode_bytes,
+            disk_bytes_per_token=self.decode_bytes + round(self.expert_bytes(request.batch)),
+            expert_hit_rate=self.expert_hit_rate,
         )
 
     @staticmethod
@@ -137,12 +161,31 @@ class SweepCost:
             if decoding and group.module in self._idle:
                 continue
             compute = self._group_s(place, turns)
-            if group.residency == "cached":
-                compute += rates.ROW_READ_S * sum(turn.rows for turn in turns)
             read = cost.read_s(group.disk_bytes, self._disk, self._machine.overheads) if group.streamed else 0.0
+            if group.residency == "cached" and group.experts:
+                read, compute = self._fetched(place, turns, compute, hits=self.expert_hit_rate or 0.0)
+            elif group.residency == "cached":
+                compute += rates.ROW_READ_S * sum(turn.rows for turn in turns)
             head = cost.is_head(self._spec, self._modules[group.module])  # one tied to an embedding computes last
             (heads if head else steps).append((place, Step(read, compute, group.streamed)))
         return steps + heads
+
+    def _touched(self, group: WeightGroup, tokens: int) -> float:
+        return touched(group.experts, self._modules[group.module].per_token, tokens)
+
+    def _fetched(self, place: int, turns: Sequence[Turn], compute_s: float, hits: float) -> tuple[float, float]:
+        """Seconds of reading ahead and of computing a layer's experts, of which a share ``hits`` is in memory.
+
+        A sweep over few tokens learns only here what to read: what is in memory computes meanwhile.
+        """
+        group = self._groups[place]
+        tokens = sum(turn.rows * turn.tokens for turn in turns)
+        share = self._touched(group, tokens)
+        read = cost.read_s((1 - hits) * share * group.disk_bytes, self._disk, self._machine.overheads)
+        if share >= SCAN_SHARE:
+            return read, compute_s
+        last = compute_s / max(share * group.experts, 1.0)  # of what was read last
+        return 0.0, max(read, compute_s - last) + last if read else compute_s
 
     def _group_s(self, place: int, turns: tuple[Turn, ...]) -> float:
         """Seconds that a group computes, what bringing it to its module takes included."""
@@ -187,6 +230,12 @@ class SweepCost:
             device = self._groups[place].device
             spent[device] = spent.get(device, 0.0) + step.compute_s
             read += step.read_s
+            group = self._groups[place]
+            if group.experts and group.tier == "disk" and not step.read_s:
+                share = (1 - (self.expert_hit_rate or 0.0)) * self._touched(group, turns[0].rows)
+                seconds = cost.read_s(share * group.disk_bytes, self._disk, self._machine.overheads)
+                spent[device] -= seconds
+                read += seconds
             held += self._work[self._alike[place]].bytes if device == "ram" else 0
         if read > sum(spent.values()):
             return "disk"

@@ -17,9 +17,10 @@ class WeightGroup:
     ``tier``: where they rest (gpu0..., ram, disk); ``device``: where they compute (gpu0..., or ram for the CPU).
     ``residency``: resident (read once), streamed (read through the ring in every sweep) or cached (kept while used:
     embedding rows, experts). ``use``: expected uses per token: 1 for dense weights, 0 for looked-up rows, below 1 for
-    experts. ``in_place``: they rest in RAM as they are in the files, so they are read where they stay and need no
-    buffer. ``disk_bytes``: what reading them once takes; ``rest_bytes``: what they take where they rest;
-    ``buffer_bytes``: the ring buffer that they pass through, 0 where they pass through none.
+    experts. ``experts``: how many routed experts they are, each of which is fetched by itself; else 0. ``in_place``:
+    they rest in RAM as they are in the files, so they are read where they stay and need no buffer. ``disk_bytes``: what
+    reading them once takes; ``rest_bytes``: what they take where they rest; ``buffer_bytes``: the ring buffer that they
+    pass through, 0 where they pass through none.
     """
 
     module: str
@@ -33,6 +34,7 @@ class WeightGroup:
     residency: Residency
     use: float = 1.0
     in_place: bool = False
+    experts: int = 0
     reason: str = ""
 
     @property

@@ -134,7 +134,7 @@ def running(folder: Path, **options: Any) -> Iterator[Any]:
 
 def _cost(machine: Machine, model: Any) -> SweepCost:
     plan = model.outsize.plan
-    return SweepCost(model.outsize.spec, machine, plan.weights, plan.groups, plan.ring_slots)
+    return SweepCost.of(model.outsize.spec, machine, plan)
 
 
 def _rest(machine: Machine, model: Any, found: Timed) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from outsize.errors import DamagedModel
+from outsize.models.expert_slices import expert_slice
 from outsize.models.formats import MX_GROUP, MXFP4, WORD_BITS, Packing
 from outsize.models.quantization import BITS, METHOD, Quantisation, unsupported
 from outsize.models.spec import StoredTensor
@@ -67,14 +68,8 @@ class PackedTensor:
     def expert(self, index: int) -> PackedTensor:
         """One matrix [out, in] of a weight [experts, out, in], where its bytes lie: slices of row-major tensors."""
         assert all(tensor.strides is None for tensor in self.tensors)
-        values, scale = _matrix(self.values, index), _matrix(self.scale, index)
+        values, scale = expert_slice(self.values, index), expert_slice(self.scale, index)
         return replace(self, name=f"{self.name}[{index}]", shape=self.shape[1:], values=values, scale=scale)
-
-
-def _matrix(tensor: StoredTensor, index: int) -> StoredTensor:
-    """What a row-major tensor [experts, ...] has for one expert, as a tensor of its own."""
-    nbytes, name = tensor.nbytes // tensor.shape[0], f"{tensor.name}[{index}]"
-    return replace(tensor, name=name, shape=tensor.shape[1:], offset=tensor.offset + index * nbytes, nbytes=nbytes)
 
 
 def merge(

@@ -186,7 +186,8 @@ def survey(skeleton: Skeleton, name: str) -> ModelSpec:
     model, config = skeleton.model, skeleton.model.config
     measured = measure(model, [(unit.name, unit.modules, unit.role, unit.stack) for unit in skeleton.units])
     by_name = {unit.name: unit for unit in skeleton.units}
-    modules = tuple(_module_spec(by_name[n], measured) for n in measured.order)
+    parts = {unit.name: _parts(unit, skeleton.units, measured) for unit in skeleton.units}
+    modules = tuple(_module_spec(by_name[n], measured, parts[n]) for n in measured.order)
     text = config.get_text_config(decoder=True)
     sizes: dict[str, int] = {}
     for module in modules:
@@ -204,12 +205,19 @@ def survey(skeleton: Skeleton, name: str) -> ModelSpec:
         resting=measured.resting,
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers() if b.device.type != "meta"),
         dtype=max(sizes, key=lambda dtype: sizes[dtype]),
-        origins={
-            weight.name: Origin(tuple(s.name for s in sources(weight.expression)), copies(weight.expression))
-            for unit in skeleton.units
-            for weight in unit.weights
-        },
+        origins={weight.name: _origin(weight) for unit in skeleton.units for weight in unit.weights},
     )
+
+
+def _origin(weight: Weight) -> Origin:
+    """What a weight is made of; of routed experts that are stored one by one, expert after expert."""
+    stored = list(sources(weight.expression))
+    if not weight.experts:
+        return Origin(tuple(s.name for s in stored), copies(weight.expression))
+    matrices = [matrix for of_one in weight.experts for matrix in of_one]
+    apart = [s for matrix in matrices for s in sources(matrix)]
+    names = tuple(s.name for s in (apart if set(apart) <= set(stored) else stored))
+    return Origin(names, any(copies(matrix) for matrix in matrices))
 
 
 def _positions(config: Any) -> int | None:
@@ -231,8 +239,19 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _module_spec(unit: Unit, measured: Measured) -> ModuleSpec:
+def _parts(unit: Unit, units: Sequence[Unit], measured: Measured) -> dict[str, int]:
+    """The part of each of a unit's weights; of routed experts, the part of their block that they compute after."""
     parts = divide(unit, measured.turns)
+    block = next((u for u in units if u.role == "block" and unit.name.startswith(f"{u.name}.")), None)
+    if unit.role != "experts" or block is None:
+        return parts
+    spans, of_block = measured.turns.spans, divide(block, measured.turns)
+    begin = spans.get(id(unit.modules[0]), (0, 0))
+    before = [of_block[w.name] for w in block.weights if spans.get(id(w.slots[0].module), begin) < begin]
+    return dict.fromkeys(parts, max(before, default=0))
+
+
+def _module_spec(unit: Unit, measured: Measured, parts: Mapping[str, int]) -> ModuleSpec:
     tensors = tuple(
         TensorSpec(
             w.name,

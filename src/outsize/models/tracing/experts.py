@@ -8,14 +8,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
-from outsize.models.dtypes import dtype_bytes
-from outsize.models.spec import StoredTensor
+from outsize.models.expert_slices import expert_slice
 from outsize.models.tracing.recording import Call, Expression, Packed, Source, sources
 from outsize.models.tracing.units import Weight
 
@@ -71,19 +69,13 @@ def _split(expression: Expression, count: int, transposed: bool) -> list[Matrice
         return [(_turned(one, transposed),) for one in args[0]]
     if op is ATEN.cat.default and len(args) > 1 and args[1] % 3 == (2 if transposed else 1):
         parts = [_split(one, count, transposed) for one in args[0]]
-        if any(part is None for part in parts):
-            return None
-        return [tuple(m for part in parts if part is not None for m in part[i]) for i in range(count)]
-    if op is ATEN._to_copy.default:
-        inner = _split(args[0], count, transposed)
-        return inner and [tuple(_cast(m, expression.kwargs) for m in matrices) for matrices in inner]
+        return None if None in parts else [sum((part[i] for part in parts if part), ()) for i in range(count)]
     if op is ATEN.clone.default:
         return _split(args[0], count, transposed)
-    if op is ATEN.transpose.int and sorted(dim % 3 for dim in args[1:]) == [1, 2]:
-        return _split(args[0], count, not transposed)
-    if op is ATEN.permute.default and [dim % 3 for dim in args[1]] == [0, 2, 1]:
-        return _split(args[0], count, not transposed)
-    return None
+    if op is ATEN._to_copy.default:
+        inner = _split(args[0], count, transposed)
+        return inner and [tuple(_cast(matrix, expression.kwargs) for matrix in matrices) for matrices in inner]
+    return _split(args[0], count, not transposed) if _transposes(expression) else None
 
 
 def _slices(leaf: Source | Packed, count: int, transposed: bool) -> list[Matrices] | None:
@@ -93,16 +85,14 @@ def _slices(leaf: Source | Packed, count: int, transposed: bool) -> list[Matrice
         return None
     if isinstance(leaf, Packed):
         return [(_turned(replace(leaf, tensor=leaf.tensor.expert(i)), transposed),) for i in range(count)]
-    return [(_turned(Source(_slice(leaf.tensor, i)), transposed),) for i in range(count)]
+    return [(_turned(Source(expert_slice(leaf.tensor, i)), transposed),) for i in range(count)]
 
 
-def _slice(tensor: StoredTensor, index: int) -> StoredTensor:
-    """One matrix of a stored tensor of three dimensions, as a tensor of its own."""
-    shape = tensor.shape[1:]
-    nbytes = prod(shape) * dtype_bytes(tensor.dtype)
-    return StoredTensor(
-        f"{tensor.name}[{index}]", tensor.dtype, shape, tensor.file, tensor.offset + index * nbytes, nbytes
-    )
+def _transposes(call: Call) -> bool:
+    """Whether it exchanges the last two of three dimensions."""
+    if call.op is ATEN.transpose.int:
+        return sorted(dim % 3 for dim in call.args[1:]) == [1, 2]
+    return call.op is ATEN.permute.default and [dim % 3 for dim in call.args[1]] == [0, 2, 1]
 
 
 def _turned(matrix: Expression, transposed: bool) -> Expression:

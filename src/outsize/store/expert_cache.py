@@ -1,0 +1,317 @@
+"""Single experts in memory: read when tokens are sent to them, kept while there is room.
+
+Memory is cut into equal slots, each for one expert of any layer. What was used longest ago goes first. A pass with so
+many tokens that nearly all experts are used (a prompt, a dataset) is read ahead, layer by layer, and what it reads goes
+before all that single tokens have used, so that a long prompt does not empty the cache.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from outsize.errors import OutsizeError
+from outsize.store.buffer import Memory
+from outsize.store.layout import Extent, Layout
+from outsize.store.reader import Files
+from outsize.store.stream import CHUNK, READERS
+from outsize.store.trace import Trace
+
+LAYERS_AHEAD = 2  # that are looked through for experts to read ahead
+
+State = Literal["absent", "loading", "ready"]
+
+
+@dataclass(slots=True)
+class ExpertStats:
+    """What a cache has done so far. ``hits``: uses of an expert that was there, or on its way for another reason."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    waited_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class CachedExpert:
+    """One expert: its number within its layer, where its bytes are, and ``weights``: what its user made of them."""
+
+    layer: int
+    number: int
+    layout: Layout
+    state: State = "absent"
+    view: memoryview | None = None
+    weights: Any = None
+    pinned: bool = False  # somebody computes with it, or is about to
+    scanned: bool = False  # it was read for a pass over all experts
+    unread: deque[tuple[Extent, int]] = field(default_factory=deque)  # chunks: of an extent, from where
+    reading: int = 0  # chunks that readers are at
+
+
+class ExpertCache:
+    """Experts of all layers, of which ``slots`` at a time are in memory. One thread fetches; any may close.
+
+    ``layouts``: of every expert of every layer; each fits into ``slot_bytes``. ``trace`` gets what is read.
+    Raises OutsizeError where one does not.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        layouts: Sequence[Sequence[Layout]],
+        *,
+        slots: int,
+        slot_bytes: int,
+        readers: int = READERS,
+        trace: Trace | None = None,
+    ) -> None:
+        largest = max((layout.nbytes for layer in layouts for layout in layer), default=0)
+        if largest > slot_bytes or slots < 1:
+            have = f"{slots} slots of {slot_bytes} bytes"
+            raise OutsizeError("an expert does not fit into the cache", need=f"{largest} bytes", have=have)
+        self.stats = ExpertStats()
+        self._slots = slots
+        self._files = files
+        self._trace = trace
+        self._layers = [[CachedExpert(i, j, one) for j, one in enumerate(layer)] for i, layer in enumerate(layouts)]
+        self._memory: Memory | None = Memory(slots * slot_bytes)
+        whole = self._memory.view
+        self._free = [whole[i * slot_bytes : (i + 1) * slot_bytes] for i in reversed(range(slots))]
+        self._most_ahead = max(slots // 4, 1)
+        self._ready: OrderedDict[CachedExpert, None] = OrderedDict()  # the first to go comes first
+        self._ahead: dict[CachedExpert, None] = {}  # read ahead and not used yet
+        self._queue: deque[CachedExpert] = deque()  # with chunks that nobody reads yet, the most urgent first
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._read_chunks, name=f"outsize-experts-{i}", daemon=True) for i in range(readers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def load(self, layers: Sequence[int]) -> None:
+        """Begins to read the experts of these layers in order, as many as there is room for."""
+        with self._changed:
+            for expert in (one for layer in layers for one in self._layers[layer]):
+                if not self._free:
+                    return
+                if expert.state == "absent":
+                    self._begin(expert, urgent=False)
+
+    def fetch(self, layer: int, numbers: Sequence[int], *, scan: bool = False) -> Iterator[list[CachedExpert]]:
+        """The given experts of a layer, as they are there; each stays until the next are asked for.
+
+        ``scan``: in the order of ``numbers``, for a pass that uses nearly all: what follows is read ahead, and what is
+        read is the first to go. Raises what the readers ran into (ModelChanged, DamagedModel), and OutsizeError after
+        ``close``.
+        """
+        experts = [self._layers[layer][number] for number in numbers]
+        window = max(self._slots // 2, 1)  # at a time, so that there is room for those that come next
+        for first in range(0, len(experts), window):
+            some = experts[first : first + window]
+            following = experts[first + window :] if scan else None
+            with self._changed:
+                self._raise_if_over()
+                missing = self._pin(some)
+            pending = deque(some)
+            try:
+                while pending:
+                    ready = self._wait_for(pending, missing, following)
+                    yield ready
+                    with self._changed:
+                        for expert in ready:
+                            self._let_go(expert, scan=scan)
+            finally:
+                for expert in some:
+                    expert.pinned = False
+        with self._changed:
+            self._forget_ahead(layer)
+
+    def close(self) -> None:
+        """Stops the readers and lets go of all memory; fetches raise from now on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join()
+        with self._changed:
+            for expert in (one for layer in self._layers for one in layer):
+                expert.view = expert.weights = None
+            self._free.clear()
+            self._ready.clear()
+            self._memory = None
+
+    # --- all with the lock held ---
+
+    def _pin(self, experts: Sequence[CachedExpert]) -> deque[CachedExpert]:
+        """Keeps those that are there or on their way; returns the others."""
+        missing = deque(expert for expert in experts if expert.state == "absent")
+        for expert in experts:
+            if expert.state != "absent":
+                expert.pinned = True
+                if expert.unread:  # it was read ahead, and is urgent now
+                    self._queue.remove(expert)
+                    self._insert(expert)
+        self.stats.misses += len(missing)
+        self.stats.hits += len(experts) - len(missing)
+        return missing
+
+    def _wait_for(
+        self,
+        pending: deque[CachedExpert],
+        missing: deque[CachedExpert],
+        following: Sequence[CachedExpert] | None,
+    ) -> list[CachedExpert]:
+        """Takes those that are ready from ``pending``: at least one; in order, where there is a ``following``."""
+        scan, began = following is not None, None
+        with self._changed:
+            while True:
+                self._raise_if_over()
+                while missing and self._make_room():
+                    expert = missing.popleft()
+                    expert.pinned = True
+                    self._begin(expert, urgent=True, scan=scan)
+                if following is not None and not missing:
+                    self._read_ahead(pending[0].layer, following)
+                ready = _take_ready(pending, in_order=scan)
+                if ready:
+                    break
+                began = began or time.monotonic()
+                self._changed.wait()
+        if began is not None:
+            self.stats.waited_s += time.monotonic() - began
+            if self._trace is not None:
+                self._trace.add("wait", f"experts of layer {ready[0].layer}", began)
+        return ready
+
+    def _let_go(self, expert: CachedExpert, *, scan: bool) -> None:
+        """It was used: the last to go, unless a pass over all experts has read it."""
+        expert.pinned = False
+        self._ahead.pop(expert, None)
+        if not scan:
+            expert.scanned = False
+        if not scan or expert.scanned:
+            self._ready.move_to_end(expert, last=not scan)
+        self._changed.notify_all()
+
+    def _forget_ahead(self, layer: int) -> None:
+        """What was read ahead for this layer or one before and is not asked for: the first to go."""
+        for expert in [e for e in self._ahead if e.layer <= layer]:
+            del self._ahead[expert]
+            if expert in self._ready:
+                self._ready.move_to_end(expert, last=False)
+
+    def _read_ahead(self, layer: int, following: Sequence[CachedExpert]) -> None:
+        """Begins to read what comes next: the rest of this layer, and the layers after it."""
+        later = (one for of in self._layers[layer + 1 : layer + 1 + LAYERS_AHEAD] for one in of)
+        for expert in (*following, *later):
+            if len(self._ahead) >= self._most_ahead:
+                return
+            if expert.state == "absent":
+                if not self._make_room():
+                    return
+                self._ahead[expert] = None
+                self._begin(expert, urgent=False, scan=True)
+
+    def _make_room(self) -> bool:
+        """Frees a slot, if none is free and one can be."""
+        if self._free:
+            return True
+        victim = next((e for e in self._ready if not e.pinned and e not in self._ahead), None)
+        victim = victim or next((e for e in self._ready if not e.pinned), None)
+        if victim is None:
+            return False
+        del self._ready[victim]
+        self._ahead.pop(victim, None)
+        assert victim.view is not None
+        self._free.append(victim.view)
+        victim.state, victim.view, victim.weights = "absent", None, None
+        return True
+
+    def _begin(self, expert: CachedExpert, *, urgent: bool, scan: bool = False) -> None:
+        expert.state, expert.view, expert.scanned = "loading", self._free.pop(), scan
+        for extent in expert.layout.extents:
+            expert.unread.extend((extent, start) for start in range(0, extent.length, CHUNK))
+        if urgent:
+            self._insert(expert)
+        else:
+            self._queue.append(expert)
+        self._changed.notify_all()
+
+    def _insert(self, expert: CachedExpert) -> None:
+        """After those that became urgent before, which are used in this order, and before all others."""
+        place = next((i for i, other in enumerate(self._queue) if not other.pinned), len(self._queue))
+        self._queue.insert(place, expert)
+
+    def _raise_if_over(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            raise OutsizeError("the model was closed", remedy="load it again")
+
+    # --- the reader threads ---
+
+    def _read_chunks(self) -> None:
+        try:
+            while (taken := self._take()) is not None:
+                expert, extent, start, view = taken
+                began = time.monotonic()
+                length = min(CHUNK, extent.length - start)
+                place = view[extent.position + start : extent.position + start + length]
+                got = self._files.read_into(
+                    extent.file, extent.offset + start, place, min(length, extent.needed - start)
+                )
+                if self._trace is not None:
+                    self._trace.add("read", f"expert {expert.number} of layer {expert.layer}", began, got)
+                if self._was_last(expert, got):
+                    self._files.check(expert.layout.files)
+                    with self._changed:
+                        expert.state = "ready"
+                        self._ready[expert] = None
+                        self._changed.notify_all()
+                del taken, view, place  # a thread that waits must not keep memory alive
+        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to the thread that computes
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _take(self) -> tuple[CachedExpert, Extent, int, memoryview] | None:
+        with self._changed:
+            while not self._queue and not self._closed and self._error is None:
+                self._changed.wait()
+            if self._closed or self._error is not None:
+                return None
+            expert = self._queue[0]
+            extent, start = expert.unread.popleft()
+            expert.reading += 1
+            if not expert.unread:
+                self._queue.popleft()
+            assert expert.view is not None
+            return expert, extent, start, expert.view
+
+    def _was_last(self, expert: CachedExpert, got: int) -> bool:
+        with self._changed:
+            self.stats.bytes_read += got
+            expert.reading -= 1
+            return not expert.unread and not expert.reading
+
+
+def _take_ready(pending: deque[CachedExpert], *, in_order: bool) -> list[CachedExpert]:
+    """Removes and returns those that are ready; in order, those before the first that is not."""
+    ready = []
+    if in_order:
+        while pending and pending[0].state == "ready":
+            ready.append(pending.popleft())
+        return ready
+    ready = [expert for expert in pending if expert.state == "ready"]
+    if ready:
+        others = [expert for expert in pending if expert.state != "ready"]
+        pending.clear()
+        pending.extend(others)
+    return ready
