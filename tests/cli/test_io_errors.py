@@ -11,6 +11,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from cli.datasets import DEMO, write_lines
 from outsize.cli.main import main
 
 POINTS = 10  # of each command
-CALLS = ((io, "open"), (os, "open"), (os, "read"), (os, "preadv"), (os, "stat"), (os, "statvfs"), (os, "listdir"))
+READING = ((io, "open"), (os, "open"), (os, "read"), (os, "preadv"), (os, "stat"), (os, "statvfs"), (os, "listdir"))
+WRITING = ("write", "pwrite", "fsync", "ftruncate", "mkdir", "rename", "replace", "unlink")
+CALLS = (*READING, *((os, name) for name in WRITING))
 ROWS = [{"id": str(i), "context": f"the lamp {i} is", "choices": [" on", " off"]} for i in range(3)]
-COMMANDS = ("run", "score", "verify")
+PROMPTS = [{"id": row["id"], "prompt": row["context"]} for row in ROWS]
+COMMANDS = ("run", "score", "batch", "convert", "verify")
 
 
 class Failing:
@@ -69,6 +73,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("faults")
     shutil.copytree(DEMO, root / "model")
     write_lines(root / "rows.jsonl", ROWS)
+    write_lines(root / "prompts.jsonl", PROMPTS)
     assert main(["convert", str(DEMO), "--weights", "int8", "--out", str(root / "int8")]) == 0
     return root
 
@@ -77,18 +82,47 @@ def arguments(command: str, root: Path) -> list[str]:
     model = str(root / "model")
     return {
         "run": ["run", model, "the lamp", "--max-new-tokens", "2", "--no-gpu", "--json"],
-        "score": ["score", model, str(root / "rows.jsonl"), "--no-gpu"],
+        "score": ["score", model, str(root / "rows.jsonl"), "--no-gpu", "--out", str(root / "out")],
+        "batch": [
+            "batch",
+            model,
+            str(root / "prompts.jsonl"),
+            "--no-gpu",
+            "--max-new-tokens",
+            "2",
+            "--out",
+            str(root / "out"),
+        ],
+        "convert": ["convert", model, "--weights", "int4", "--out", str(root / "out")],
         "verify": ["verify", str(root / "int8")],
     }[command]
 
 
-def answer(command: str, out: str) -> Any:
-    """What must be the same: nothing that was measured."""
-    if command == "run":
-        return json.loads(out)["text"]
-    if command == "score":
-        return sorted((row["id"], [round(p, 3) for p in row["logprobs"]]) for row in map(json.loads, out.splitlines()))
-    return out.split(" in ")[0]
+def answer(command: str, said: str, root: Path) -> Any:
+    """What must be the same, nothing that was measured: of what was printed, or written, which goes."""
+    match command:
+        case "run":
+            return json.loads(said)["text"]
+        case "verify":
+            return said.split(" in ")[0]
+        case "convert":
+            files = {path.name: sha256(path.read_bytes()).hexdigest() for path in (root / "out").glob("*")}
+            shutil.rmtree(root / "out", ignore_errors=True)
+            return files
+    rows = [json.loads(line) for line in (root / "out").read_text().splitlines()]
+    (root / "out").unlink()
+    return sorted(
+        (row["id"], row["text"] if command == "batch" else [round(p, 3) for p in row["logprobs"]]) for row in rows
+    )
+
+
+def remains(command: str, root: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """What is there after an error: of a conversion all or nothing, of a dataset what one more run makes whole."""
+    if command in ("score", "batch"):
+        assert main(arguments(command, root)) == 0
+        capsys.readouterr()
+        return [row[0] for row in answer(command, "", root)]  # in bfloat16 rows alone are other last bits
+    return answer(command, "", root) if command == "convert" else {}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -98,7 +132,7 @@ def test_an_error_at_any_call(
     monkeypatch.setattr(logging, "raiseExceptions", False)  # its handlers keep the stderr of the test that made them
     with failing(root, -1) as sound:
         assert main(arguments(command, root)) == 0
-    want = answer(command, capsys.readouterr().out)
+    want = answer(command, capsys.readouterr().out, root)
     points = random.Random(command).sample(range(1, sound.calls + 1), min(POINTS, sound.calls))
     reached = 0
     for at in points:
@@ -110,6 +144,7 @@ def test_an_error_at_any_call(
         if code:
             assert code in (1, 2, 3, 4), (at, err)
             assert sum(line.startswith("outsize: ") for line in err.splitlines()) == 1, (at, err)
+            assert remains(command, root, capsys) in ({}, want, [row[0] for row in want]), at
         else:
-            assert answer(command, out) == want, at
+            assert answer(command, out, root) == want, at
     assert reached

@@ -175,11 +175,14 @@ def _locked(path: Path) -> int:
                 return file
         except FileNotFoundError:
             pass
+        except BaseException:
+            os.close(file)  # with its lock, which would keep this process out, too
+            raise
         os.close(file)  # another process has put a new file into its place meanwhile
 
 
 def _read(file: int) -> bytes:
-    with os.fdopen(os.dup(file), "rb") as reader:
+    with os.fdopen(file, "rb", closefd=False) as reader:  # a duplicate that is left open would keep the lock
         reader.seek(0)
         return reader.read()
 

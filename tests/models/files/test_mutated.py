@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -18,7 +19,7 @@ from outsize.models.files.folder import open_folder
 from outsize.models.files.packed_tensors import merge, shapes_in
 from outsize.models.quantization import read_quantisation
 
-INPUTS = 100  # of each kind
+INPUTS = 300  # of each kind
 STATE = {f"layers.{i}.{n}.weight": torch.ones(8, 16, dtype=torch.bfloat16) for i in range(3) for n in ("q", "up")}
 PACKED = {"a.weight_packed": torch.zeros(8, 2, dtype=torch.int32), "a.weight_scale": torch.ones(8, 1)}
 PACKED["a.weight_shape"] = torch.tensor([8, 16])
@@ -50,7 +51,7 @@ def mutated(r: random.Random, value: Any) -> bytes:
         if isinstance(at, dict) and r.random() < 0.2:
             at.pop(key, None)
         else:
-            at[key] = r.choice(WORDS)
+            at[key] = copy.deepcopy(r.choice(WORDS))
     return json.dumps(value).encode("utf-8", "surrogatepass")
 
 
