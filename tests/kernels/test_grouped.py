@@ -166,12 +166,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return jobs
 
 
-def test_all_forms_are_one_call_of_the_kernels(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_all_forms_are_one_call_of_the_kernels(build: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     makes = (plain(torch.float32), plain(torch.bfloat16), twelve_bits, *map(packed, PACKINGS))
     weights = [make(20, 300, 0) for make in makes]
     groups = [Group(1 + index % 3, pair) for index, pair in enumerate(itertools.pairwise(weights))]
     groups += [Group(2, (weight, weight)) for weight in weights]  # with the same activations
-    x = torch.randn(sum(group.rows for group in groups), 300)
+    x = torch.randn(sum(group.rows for group in groups), 300).to(dtype)
     expected = one_by_one(x, groups)
     jobs = counted(monkeypatch)
     assert torch.equal(bits(grouped_linear(x, groups)), bits(expected))
