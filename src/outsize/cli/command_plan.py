@@ -128,7 +128,23 @@ def answer(
     lines += ["", f"{chosen.weights}, tier by tier:" if chosen.fits else f"{chosen.weights}, at the least:"]
     lines += plot.tiers(chosen, unicode=unicode, colour=colour)
     lines.append(f"        {plot.legend(list(chosen.usage.values()), unicode=unicode)}")
-    return [*lines, *notes(spec, machine, chosen)]
+    return [*lines, *experts(spec, chosen), *notes(spec, machine, chosen)]
+
+
+def experts(spec: ModelSpec, plan: Plan) -> list[str]:
+    """What of a mixture's routed experts is in memory, and on what the seconds of a token rest."""
+    routed = [group for group in plan.groups if group.experts]
+    if not routed:
+        return []
+    count = sum(group.experts for group in routed)
+    per_token = sum(round(group.use * group.experts) for group in routed)
+    what = f"experts: {per_token} of {count} for each token"
+    if plan.predicted.expert_hit_rate is None:
+        return [f"{what}, all of them in memory"]
+    held = plan.expert_slots + sum(group.experts for group in routed if group.tier.startswith("gpu"))
+    rate = plan.predicted.expert_hit_rate
+    what = f"{what}, {held} of them in memory"
+    return [f"{what}: of those on disk a token finds {rate:.0%} in the cache if routing is uniform, else more"]
 
 
 def heading(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
@@ -142,8 +158,9 @@ def heading(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
     request = plan.request
     kind = f"{' and '.join(sorted(spec.formats))} with {spec.dtype}" if spec.formats else spec.dtype
     blocks = f"{len(spec.blocks)} blocks, {kind}, {format_size(spec.weight_bytes)}"
+    active = "" if spec.active_parameters == spec.parameters else f" ({billions(spec.active_parameters)} for a token)"
     return [
-        f"{spec.id}: {billions(spec.parameters)} parameters in {blocks}",
+        f"{spec.id}: {billions(spec.parameters)} parameters{active} in {blocks}",
         f"on {machine.name}: {', '.join(devices)}",
         f"for context {request.context}, batch {request.batch}, a prompt of {min(request.prompt, request.context)}",
     ]

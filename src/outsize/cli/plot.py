@@ -14,8 +14,9 @@ WIDTH = 44
 # What a bar is made of: word, field of Usage, glyph, glyph where only ASCII is understood, colour (terminal, file).
 PARTS = (
     ("weights", "weights_bytes", "█", "#", "34", "#4878a8"),
-    ("cache", "kv_bytes", "▓", "k", "32", "#6aa56a"),
+    ("KV cache", "kv_bytes", "▓", "k", "32", "#6aa56a"),
     ("workspace", "workspace_bytes", "▒", "w", "33", "#d0a040"),
+    ("experts", "expert_cache_bytes", "▚", "e", "36", "#50a8a0"),
     ("ring", "ring_bytes", "░", "r", "35", "#9868a8"),
     ("process", "overhead_bytes", "▪", "p", "90", "#909090"),
 )

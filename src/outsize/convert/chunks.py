@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 
 from outsize.convert.recipe import Step
 from outsize.convert.source import Source
@@ -58,7 +59,7 @@ def cut(step: Step, tensor: StoredTensor) -> Iterator[Piece]:
     if tensor.strides is not None:
         size = tensor.nbytes
     elif step.packing is not None:
-        row = tensor.nbytes // tensor.shape[0]
+        row = tensor.nbytes // prod(tensor.shape[:-1])
         size = max(1, PIECE // row) * row
     for start in range(0, max(tensor.nbytes, 1), size):
         yield Piece(step, tensor, start, min(size, tensor.nbytes - start))

@@ -251,7 +251,7 @@ class _Conversion:
         for part, content in zip(("packed", "scale"), made, strict=True):
             writing.put(f"{name}_{part}", content)
         if piece.last:
-            writing.put(f"{name}_shape", memoryview(struct.pack("<2q", *piece.step.source.shape)))
+            writing.put(f"{name}_shape", memoryview(struct.pack("<2q", *piece.step.source.shape[-2:])))
 
     def _report(self, nbytes: int) -> None:
         self._done += nbytes
@@ -313,7 +313,7 @@ def _quantised(piece: Piece, view: memoryview) -> tuple[memoryview, memoryview]:
     dtype: Any = getattr(torch, source.dtype)
     if weight.data_ptr() % dtype.itemsize:  # an old file may begin its data anywhere
         weight = weight.clone()
-    rows = weight.view(dtype).view(-1, source.shape[1])  # [rows, in]
+    rows = weight.view(dtype).view(-1, source.shape[-1])  # [rows, in]
     made = quantise(rows, packing.bits, packing.group, source.name)
     return _bytes_of(made.words), _bytes_of(made.scale)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from outsize.convert.recipe import Recipe
 from outsize.models.formats import Packing
 from outsize.models.quantization import METHOD, PACKED
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
 PACKAGE = "0.20.0"  # of the package whose format this is
 
 
@@ -31,7 +33,7 @@ def quantization_config(packings: Mapping[str, Packing], ignored: Sequence[str])
         members = [name for name, packing in packings.items() if packing.group == size]
         bits = packings[members[0]].bits
         groups[f"group_{place}"] = {
-            "targets": ["Linear"] if len(sizes) == 1 else members,
+            "targets": ["Linear"] if len(sizes) == 1 else list(dict.fromkeys(map(_target, members))),
             "weights": {
                 "num_bits": bits,
                 "type": "int",
@@ -56,3 +58,11 @@ def quantization_config(packings: Mapping[str, Packing], ignored: Sequence[str])
         "global_compression_ratio": None,
         "version": PACKAGE,
     }
+
+
+def _target(module: str) -> str:
+    """What names a module; those of routed experts, which are thousands, by one expression for all layers."""
+    if not EXPERT.search(module):
+        return module
+    parts = (r"\d+" if part.isdigit() else re.escape(part) for part in module.split("."))
+    return "re:" + r"\.".join(parts) + "$"

@@ -128,10 +128,9 @@ def make_recipe(tensors: Sequence[StoredTensor], spec: ModelSpec, weights: str) 
     by_name = {tensor.name: tensor for tensor in tensors}
     steps: dict[str, Step] = {}
     for module in spec.modules:
-        for tensor in module.tensors:
-            for name in spec.origins[tensor.name].names:
-                step = Step(by_name[name], *_packing(spec, module, tensor, by_name[name], weights))
-                steps[name] = steps.get(name, step)
+        for tensor, name in _in_order(spec, module):
+            step = Step(by_name[name], *_packing(spec, module, tensor, by_name[name], weights))
+            steps[name] = steps.get(name, step)
     if not any(step.packing for step in steps.values()):
         raise UnsupportedModel(
             f"{spec.id} has no weights that {weights} could quantise: {spec.architecture} has no Linear layers of its "
@@ -147,13 +146,29 @@ def make_recipe(tensors: Sequence[StoredTensor], spec: ModelSpec, weights: str) 
     return Recipe(weights, tuple(_shard(name, group) for name, group in zip(names, groups, strict=True)))
 
 
+def _in_order(spec: ModelSpec, module: ModuleSpec) -> Iterator[tuple[TensorSpec, str]]:
+    """The stored tensors of a module, each with what it is part of; all of an expert side by side, as they are read."""
+    names = [spec.origins[tensor.name].names for tensor in module.tensors]
+    each = [max(len(of_one) // max(module.experts, 1), 1) for of_one in names]
+    for turn in range(max(module.experts, 1)):
+        for tensor, of_one, count in zip(module.tensors, names, each, strict=True):
+            some = of_one[turn * count : (turn + 1) * count] if module.experts else of_one
+            yield from ((tensor, name) for name in some)
+
+
 def _packing(
     spec: ModelSpec, module: ModuleSpec, tensor: TensorSpec, stored: StoredTensor, weights: str
 ) -> tuple[Packing | None, str]:
     """How a tensor is quantised, and the name of its module; None and "" where it stays as it is.
 
-    Quantised are weights of Linear layers in blocks that are stored one to one, be it in another data type.
+    Quantised are weights of Linear layers in blocks that are stored one to one, be it in another data type, and the
+    matrices of routed experts, one by one or in one tensor [experts, out, in].
     """
+    if module.experts:
+        if not tensor.matmul or stored.dtype not in FLOATS:
+            return None, ""
+        packing = packing_for(BITS[weights], stored.shape[-1], stored.dtype)
+        return (packing, stored.name.removesuffix(".weight")) if packing else (None, "")
     origin = spec.origins[tensor.name]
     cast = tensor.stored != tensor.runtime
     laid_out = stored.strides is not None  # a copy that is the tensor itself

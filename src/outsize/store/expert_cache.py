@@ -1,8 +1,9 @@
 """Single experts in memory: read when tokens are sent to them, kept while there is room.
 
-Memory is cut into equal slots, each for one expert of any layer. What was used longest ago goes first. A pass with so
-many tokens that nearly all experts are used (a prompt, a dataset) is read ahead, layer by layer, and what it reads goes
-before all that single tokens have used, so that a long prompt does not empty the cache.
+Memory is cut into equal slots, each for one expert of any layer. What goes first is what will not have been used for
+most tokens when its layer comes next (docs/decisions/0011). A pass with so many tokens that nearly all experts are used
+(a prompt, a dataset) is read ahead, layer by layer, and what it reads goes before all that single tokens have used, so
+that a long prompt does not empty the cache.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from outsize.store.stream import CHUNK, READERS
 from outsize.store.trace import Trace
 
 LAYERS_AHEAD = 2  # that are looked through for experts to read ahead
+AHEAD_BYTES = 256 << 20  # most that is read ahead: what a drive reads while a layer's attention computes
 
 State = Literal["absent", "loading", "ready"]
 
@@ -48,6 +50,7 @@ class CachedExpert:
     weights: Any = None
     pinned: bool = False  # somebody computes with it, or is about to
     scanned: bool = False  # it was read for a pass over all experts
+    used: int = 0  # the token, or pass of another kind, that used it last
     unread: deque[tuple[Extent, int]] = field(default_factory=deque)  # chunks: of an extent, from where
     reading: int = 0  # chunks that readers are at
 
@@ -81,8 +84,11 @@ class ExpertCache:
         self._memory: Memory | None = Memory(slots * slot_bytes)
         whole = self._memory.view
         self._free = [whole[i * slot_bytes : (i + 1) * slot_bytes] for i in reversed(range(slots))]
-        self._most_ahead = max(slots // 4, 1)
-        self._ready: OrderedDict[CachedExpert, None] = OrderedDict()  # the first to go comes first
+        self._most_ahead = max(min(slots // 4, AHEAD_BYTES // slot_bytes), 1)
+        # What is in memory: by layer, in order of use; what passes over all experts have read, the first to go last.
+        self._used: list[OrderedDict[CachedExpert, None]] = [OrderedDict() for _ in layouts]
+        self._scanned: OrderedDict[CachedExpert, None] = OrderedDict()
+        self._pass, self._at = 0, -1  # which is underway, and the layer that it has come to
         self._ahead: dict[CachedExpert, None] = {}  # read ahead and not used yet
         self._queue: deque[CachedExpert] = deque()  # with chunks that nobody reads yet, the most urgent first
         self._error: BaseException | None = None
@@ -111,6 +117,7 @@ class ExpertCache:
         ``close``.
         """
         experts = [self._layers[layer][number] for number in numbers]
+        self._pass, self._at = self._pass + (layer <= self._at), layer
         window = max(self._slots // 2, 1)  # at a time, so that there is room for those that come next
         for first in range(0, len(experts), window):
             some = experts[first : first + window]
@@ -130,7 +137,8 @@ class ExpertCache:
                 for expert in some:
                     expert.pinned = False
         with self._changed:
-            self._forget_ahead(layer)
+            for expert in [e for e in self._ahead if e.layer <= layer]:  # it was not asked for
+                del self._ahead[expert]
 
     def close(self) -> None:
         """Stops the readers and lets go of all memory; fetches raise from now on."""
@@ -144,7 +152,8 @@ class ExpertCache:
             for expert in (one for layer in self._layers for one in layer):
                 expert.view = expert.weights = None
             self._free.clear()
-            self._ready.clear()
+            for ready in (*self._used, self._scanned):
+                ready.clear()
             self._memory = None
 
     # --- all with the lock held ---
@@ -191,21 +200,15 @@ class ExpertCache:
         return ready
 
     def _let_go(self, expert: CachedExpert, *, scan: bool) -> None:
-        """It was used: the last to go, unless a pass over all experts has read it."""
-        expert.pinned = False
+        """It was used: the last to go of its layer, unless a pass over all experts has read it."""
+        expert.pinned, expert.used = False, self._pass
         self._ahead.pop(expert, None)
         if not scan:
+            self._scanned.pop(expert, None)
             expert.scanned = False
-        if not scan or expert.scanned:
-            self._ready.move_to_end(expert, last=not scan)
+            self._used[expert.layer][expert] = None
+        (self._scanned if expert.scanned else self._used[expert.layer]).move_to_end(expert)
         self._changed.notify_all()
-
-    def _forget_ahead(self, layer: int) -> None:
-        """What was read ahead for this layer or one before and is not asked for: the first to go."""
-        for expert in [e for e in self._ahead if e.layer <= layer]:
-            del self._ahead[expert]
-            if expert in self._ready:
-                self._ready.move_to_end(expert, last=False)
 
     def _read_ahead(self, layer: int, following: Sequence[CachedExpert]) -> None:
         """Begins to read what comes next: the rest of this layer, and the layers after it."""
@@ -223,16 +226,28 @@ class ExpertCache:
         """Frees a slot, if none is free and one can be."""
         if self._free:
             return True
-        victim = next((e for e in self._ready if not e.pinned and e not in self._ahead), None)
-        victim = victim or next((e for e in self._ready if not e.pinned), None)
+        victim = self._first_to_go()
         if victim is None:
             return False
-        del self._ready[victim]
+        (self._scanned if victim.scanned else self._used[victim.layer]).pop(victim)
         self._ahead.pop(victim, None)
         assert victim.view is not None
         self._free.append(victim.view)
         victim.state, victim.view, victim.weights = "absent", None, None
         return True
+
+    def _first_to_go(self) -> CachedExpert | None:
+        idle = (e for e in reversed(self._scanned) if not e.pinned and e not in self._ahead)
+        if (scanned := next(idle, None)) is not None:
+            return scanned
+        heads = (next((e for e in of if not e.pinned), None) for of in self._used)
+        oldest = max((e for e in heads if e is not None), key=self._age, default=None)
+        return oldest or next((e for e in self._scanned if not e.pinned), None)
+
+    def _age(self, expert: CachedExpert) -> tuple[int, int]:
+        """Passes that will not have used it when its layer comes next; of equals, how far away that layer is."""
+        passed = expert.layer <= self._at
+        return self._pass + passed - expert.used, (expert.layer - self._at - 1) % len(self._layers)
 
     def _begin(self, expert: CachedExpert, *, urgent: bool, scan: bool = False) -> None:
         expert.state, expert.view, expert.scanned = "loading", self._free.pop(), scan
@@ -272,8 +287,8 @@ class ExpertCache:
                 if self._was_last(expert, got):
                     self._files.check(expert.layout.files)
                     with self._changed:
-                        expert.state = "ready"
-                        self._ready[expert] = None
+                        expert.state, expert.used = "ready", self._pass
+                        (self._scanned if expert.scanned else self._used[expert.layer])[expert] = None
                         self._changed.notify_all()
                 del taken, view, place  # a thread that waits must not keep memory alive
         except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to the thread that computes

@@ -5,6 +5,7 @@ What ``quantization_config`` says is checked against what is stored.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ def merge(
         return (*(t for t in tensors if t.name not in read), *found.values())
     found = {}
     for tensor in tensors:
-        if tensor.name.endswith(".weight_packed"):
+        if tensor.name.endswith(".weight_packed") or (tensor.name.endswith("_packed") and len(tensor.shape) == 3):
             packed = _from_words(tensor, by_name, quantisation, read_shape)
         elif tensor.name.endswith(".weight") and f"{tensor.name}_scale" in by_name:
             packed = _from_integers(tensor, by_name)
@@ -105,14 +106,16 @@ def merge(
 
 def shapes_in(folder: Path | None) -> ReadShape:
     """Reads the numbers of a ``weight_shape`` in a folder; without one they cannot be read."""
+    mapped: dict[str, memoryview] = {}  # experts have tens of thousands of shapes
 
     def read(stored: StoredTensor) -> tuple[int, ...] | None:
         if folder is None:
             return None
-        with (folder / stored.file).open("rb") as file:
-            file.seek(stored.offset)
-            two = elements(memoryview(file.read(stored.nbytes)), stored)
-            return struct.unpack("<2q", b"".join(two))
+        if stored.file not in mapped:
+            with (folder / stored.file).open("rb") as file:
+                mapped[stored.file] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        raw = mapped[stored.file][stored.offset : stored.offset + stored.nbytes]
+        return struct.unpack("<2q", b"".join(elements(raw, stored)))
 
     return read
 
@@ -126,16 +129,16 @@ def _from_words(
     if stored is None:
         raise DamagedModel(f"the checkpoint lacks {name}_shape")
     _check(stored, "int64", (2,))
-    if len(values.shape) != 2:
+    if len(values.shape) not in (2, 3):  # [experts, out, in] are those of a layer, in one tensor
         raise unsupported(f"{values.name} of {len(values.shape)} dimensions")
-    rows, words = values.shape
+    *experts, rows, words = values.shape
     shape = read_shape(stored)
     if shape is None:
         scheme = quantisation.scheme_of(name.removesuffix(".weight"), ("Linear",))
         shape = (rows, words * WORD_BITS // (scheme.bits if scheme else min(BITS)))
     if shape[0] != rows or not 0 < shape[1] <= words * WORD_BITS // min(BITS):
         raise DamagedModel(f"{stored.name} does not fit {values.name}", need=f"({rows}, inputs)", have=str(shape))
-    return PackedTensor(name, shape, values, scale, zero_point)
+    return PackedTensor(name, (*experts, *shape), values, scale, zero_point)
 
 
 def _from_integers(values: StoredTensor, by_name: Mapping[str, StoredTensor]) -> PackedTensor:

@@ -215,9 +215,15 @@ def _origin(weight: Weight) -> Origin:
     if not weight.experts:
         return Origin(tuple(s.name for s in stored), copies(weight.expression))
     matrices = [matrix for of_one in weight.experts for matrix in of_one]
-    apart = [s for matrix in matrices for s in sources(matrix)]
-    names = tuple(s.name for s in (apart if set(apart) <= set(stored) else stored))
-    return Origin(names, any(copies(matrix) for matrix in matrices))
+    if _are_apart(weight):
+        stored = [s for matrix in matrices for s in sources(matrix)]
+    return Origin(tuple(s.name for s in stored), any(copies(matrix) for matrix in matrices))
+
+
+def _are_apart(weight: Weight) -> bool:
+    """Whether it is made of experts that are stored one by one."""
+    stored = set(sources(weight.expression))
+    return bool(weight.experts) and all(s in stored for matrix in weight.experts[0] for s in sources(matrix))
 
 
 def _positions(config: Any) -> int | None:
@@ -262,7 +268,7 @@ def _module_spec(unit: Unit, measured: Measured, parts: Mapping[str, int]) -> Mo
             parts[w.name],
             w.packing,
             _span(w),
-            sum(len(matrices) for matrices in w.experts) or 1,
+            sum(len(matrices) for matrices in w.experts) if _are_apart(w) else 1,
         )
         for w in unit.weights
     )

@@ -151,14 +151,14 @@ class RecordingTensor(torch.Tensor):
     ) -> RecordingTensor:
         """A recording tensor for one stored tensor, or for the several of a packed weight, as if it were not packed.
 
-        Packed experts are stored [experts, out, in]; where they are not, the checkpoints that have some store
-        [experts, in, out], and so that is what their recording tensor is.
+        mxfp4 stores experts [experts, out, in]; the models that have some want them [experts, in, out].
         """
         shadow = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
         if not isinstance(stored, PackedTensor):
             return cls(shadow, Source(stored), same)
         made = cls(shadow, Packed(stored, stored.packing), same)
-        return made if len(stored.shape) == 2 else made.transpose(1, 2)  # type: ignore[return-value]
+        turned = stored.packing is not None and stored.packing.kind == "mxfp4"
+        return made.transpose(1, 2) if turned else made  # type: ignore[return-value]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
