@@ -60,8 +60,8 @@ def test_bytes_to_the_digit_as_published(name: str) -> None:
     spec = shipped(name)
     assert (spec.formats or {"native"}, spec.weight_bytes) == ({form}, nbytes)
     routed = next(module for module in spec.modules if module.experts)
-    fused = form == "mxfp4"  # the others store each expert's matrices apart
-    assert sum(t.matrices for t in routed.tensors) == routed.experts * (2 if fused else 3)
+    apart = form != "mxfp4"  # which is stored as transformers holds it: two tensors for all experts of a layer
+    assert sum(t.matrices for t in routed.tensors) == (3 * routed.experts if apart else 2)
 
 
 def test_latent_caches_are_what_the_runtime_allocates() -> None:
