@@ -74,6 +74,14 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_records(str(tmp_path / "none.jsonl"), wanted=["prompt"])
 
 
+def test_a_file_of_which_less_comes_than_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"id": 1}\n' * 3)
+    monkeypatch.setattr("outsize.evals.records._parse", lambda file: iter(file.readline, file.readline()))
+    with pytest.raises(UsageError, match="20 of 30 bytes"):
+        read_records(str(path))
+
+
 def test_a_dataset_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the library itself, which knows JSON, CSV and Parquet, splits and compression."""
     datasets = pytest.importorskip("datasets")

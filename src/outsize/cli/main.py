@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import outsize
 from outsize.cli import edge
 from outsize.errors import UsageError
+from outsize.models.files.hub_settings import check_settings
 
 # Every command is a module of its own with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported only when
 # it is asked for, so that none pays for what another needs. A new command is one line here.
@@ -75,6 +77,7 @@ def _run(argv: list[str]) -> int:
     if module is None:
         parser.print_help()
         return 0
+    check_settings(os.environ)  # some commands import transformers before they look for a model
     return int(module.run(args))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from outsize.engine.prefix_cache import can_share_prefixes, drop_after, moves_with_length, prefix_cache
+from outsize.engine.prefix_cache import can_share_prefixes, counts_padding, drop_after, moves_with_length, prefix_cache
 from outsize.engine.sequence import Row
 from outsize.models.spec import ModelSpec
 from outsize.planner.batches import MICRO_BATCH_TOKENS, MemoryUse, Room, Shape, memory_use_of, pack, room_of
@@ -48,6 +48,7 @@ class Packer:
         self.room: Room = room_of(spec, plan)
         self._shares = can_share_prefixes(model, spec)
         self._alike = moves_with_length(model)
+        self._counts_padding = counts_padding(model, spec)
         self._layers = len(spec.blocks)
 
     def memory_use(self, shape: Shape) -> MemoryUse:
@@ -72,7 +73,12 @@ class Packer:
         return [*groups, *((batch,) for batch in self.pack(alone))]
 
     def for_generating(self, rows: Sequence[Row], *, gaps: bool) -> list[Group]:
-        """Prefixes of many prompts. ``gaps``: padding may stand between a prefix and what continues it."""
+        """Prefixes of many prompts. ``gaps``: padding may stand between a prefix and what continues it.
+
+        Where padding would change answers, only prompts of one length are together.
+        """
+        alone_gaps = self._spec.encoder_decoder or not self._counts_padding  # an encoder's stands on the right
+        gaps = gaps and alone_gaps
         prefixes: tuple[Prefix, ...] = ()
         if self._shares:
             found = find_prefixes([r.tokens for r in rows], [len(r.tokens) - 1 for r in rows], levels=1)
@@ -81,7 +87,7 @@ class Packer:
         groups: list[Group] = []
         for prefix in prefixes:
             groups += self._share(rows, prefix, alone, gaps=gaps)
-        return [*groups, *((batch,) for batch in self.pack(alone))]
+        return [*groups, *((batch,) for batch in self.pack(alone, gaps=alone_gaps))]
 
     def pack(self, rows: Sequence[Row], shared: SharedPrefix | None = None, *, gaps: bool = True) -> list[Batch]:
         """Rows of similar length together; those that generate, with others that generate as much."""

@@ -6,6 +6,7 @@ values are there when they come.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -34,6 +35,25 @@ def moves_with_length(model: Any) -> bool:
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     kinds = [rope.get("rope_type"), *(r.get("rope_type") for r in rope.values() if isinstance(r, dict))]
     return any(kind in MOVING_ROPE for kind in kinds)
+
+
+def counts_padding(model: Any, spec: ModelSpec) -> bool:
+    """Whether padding before a prompt changes what comes after it, although it is masked.
+
+    It does where positions count it (BART's decoder), and where caches of a model's own cut tokens into windows from it
+    on (DeepSeek-V4). Without positions among its inputs, a model leaves it out if it has biases by distance (BLOOM's
+    ALiBi) or nothing but states, in blocks that see the mask (Mamba).
+    """
+    layers = DynamicCache(config=model.config).layers
+    if any(type(layer).__module__ != DynamicLayer.__module__ for layer in layers):
+        return True
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        return False
+    if any("alibi" in name for name in dir(model.base_model)):
+        return False
+    blocks = [model.get_submodule(block.name) for block in spec.blocks]
+    masked = all("attention_mask" in inspect.signature(type(block).forward).parameters for block in blocks)
+    return not masked or any(block.cache.per_token for block in spec.blocks)
 
 
 class PrefixLayer(DynamicLayer):  # type: ignore[misc]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -77,11 +79,20 @@ def read_records(
         try:
             with path.open("rb") as file:
                 found = list(_parse(file))
+                _check_whole(data, file)
         except OSError as error:
             raise UsageError(f"{data} cannot be read: {error.strerror}") from error
     else:
         found = list(_from_library(data, config, split))
     return found if wanted is None else list(_checked(found, wanted, either, columns or {}))
+
+
+def _check_whole(data: str, file: BinaryIO) -> None:
+    """Raises UsageError where a file had less to read than it has bytes, which would be rows that nobody misses."""
+    about = os.fstat(file.fileno())
+    if stat.S_ISREG(about.st_mode) and file.tell() < about.st_size:
+        have = f"{file.tell()} of {about.st_size} bytes"
+        raise UsageError(f"{data} ended before its end", have=have, remedy="a copy of it on another disk")
 
 
 def digest(contents: Iterable[Any]) -> str:

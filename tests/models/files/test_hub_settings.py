@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,12 +66,15 @@ def test_timeouts() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("HF_ENDPOINT", "http://[::1"), ("HF_HUB_DOWNLOAD_TIMEOUT", "long")])
-def test_before_the_import_that_fails_over_it(name: str, value: str) -> None:
-    command = [sys.executable, "-m", "outsize", "run", str(DEMO), "the lamp", "--max-new-tokens", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, name: value})
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"outsize: {name} ")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    "code", ["main(['serve', {!r}])", "main(['eval', {!r}, '--tasks', 'x'])", "outsize.load({!r})"]
+)
+def test_before_the_import_that_fails_over_it(code: str, name: str, value: str) -> None:
+    script = f"import outsize; from outsize.cli.main import main; raise SystemExit({code.format(str(DEMO))})"
+    command, environ = [sys.executable, "-c", script], {**os.environ, name: value}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert done.returncode == (2 if "main" in code else 1)
+    assert re.match(rf"(outsize: |outsize\.errors\.UsageError: ){name} ", done.stderr.splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY"])

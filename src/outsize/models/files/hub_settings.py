@@ -5,7 +5,6 @@ No message quotes a value: addresses may have passwords in them.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from importlib.util import find_spec
 from urllib.parse import urlsplit
@@ -37,6 +36,8 @@ def check_network(environ: Mapping[str, str]) -> None:
             _check_address(name, value if "://" in value else f"http://{value}", PROXIES)
             if value.startswith("socks") and find_spec("socksio") is None:
                 raise UsageError(f"{name} is a SOCKS proxy", need="the package socksio", remedy="pip install socksio")
+    import ssl
+
     named = [name for name in CERTIFICATES if environ.get(name)]
     try:
         if named:
