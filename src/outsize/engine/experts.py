@@ -19,6 +19,7 @@ from outsize.engine.devices import Devices
 from outsize.kernels.dispatch import Group, grouped_linear
 from outsize.kernels.weights import PackedWeight
 from outsize.models.spec import ModelSpec, StoredTensor
+from outsize.models.tracing.experts import sum_dtype
 from outsize.models.tracing.recording import Expression, copies, replay
 from outsize.models.tracing.units import Unit
 from outsize.planner.plan import Plan
@@ -50,14 +51,14 @@ class Routing:
     summed: Tensor
 
     @classmethod
-    def of(cls, hidden: Tensor, index: Tensor, weights: Tensor, experts: int) -> Routing:
+    def of(cls, hidden: Tensor, index: Tensor, weights: Tensor, experts: int, summed: torch.dtype) -> Routing:
         """The uses in order. ``index``: experts of each token [tokens, k]; numbers past the last are no experts."""
         k = index.shape[-1]
         flat = index.reshape(-1)
         in_order = torch.argsort(flat, stable=True)
         counts = torch.bincount(flat, minlength=experts)[:experts].tolist()
         in_order = in_order[: sum(counts)]
-        return cls(hidden, weights, in_order // k, in_order % k, counts, torch.zeros_like(hidden))
+        return cls(hidden, weights, in_order // k, in_order % k, counts, torch.zeros_like(hidden, dtype=summed))
 
 
 class RoutedExperts:
@@ -108,7 +109,8 @@ class RoutedExperts:
         here = (hidden, index, weights)
         if hidden.device != self.device:
             here = (hidden.to(self.device), index.to(self.device), weights.to(self.device))
-        routing = Routing.of(*here, self.group.experts)
+        summed = sum_dtype(self.module, here[0], here[2])
+        routing = Routing.of(*here, self.group.experts, summed)
         self._coming.append(routing)
         assert self._sweep is not None
         try:
@@ -116,7 +118,7 @@ class RoutedExperts:
         finally:
             if routing in self._coming:  # the pass was ended before its turn
                 self._coming.remove(routing)
-        return routing.summed.to(hidden.device)
+        return routing.summed.to(hidden.device, hidden.dtype)
 
     def compute(self) -> None:
         """Computes for all passes that have come here: each expert is fetched once for all of them."""
@@ -198,7 +200,7 @@ class _Sum:
         ends = torch.tensor(routing.counts).cumsum(0).tolist()
         self._spans = [(end - count, end) for end, count in zip(ends, routing.counts, strict=True)]
         uses, width = len(routing.tokens), routing.hidden.shape[-1]
-        self._kept = None if at_once else routing.hidden.new_empty((uses, width))
+        self._kept = None if at_once else routing.summed.new_empty((uses, width))
 
     def take(self, outputs: Callable[..., Tensor], experts: dict[int, tuple[Matrices, Matrices]]) -> None:
         """Computes the uses of these experts."""

@@ -6,8 +6,10 @@ Every token needs a few of many. So what is read is one expert, never all of a l
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ MARKS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_appl
 FUSED = ("gate_up_proj", "up_proj", "down_proj")  # [experts, out, in], or [experts, in, out] where `is_transposed`
 ARGUMENTS = 3  # hidden states [tokens, width], experts of each token [tokens, k], their weights [tokens, k]
 
+WIDE_SUM = re.compile(r"zeros_like\(hidden_states, dtype=(torch\.float32|top_k_weights\.dtype)\)")
+
 Matrices = tuple[Expression, ...]  # [out_i, in] each: their outputs stand beside each other
 
 
@@ -30,6 +34,28 @@ def is_experts(module: nn.Module) -> bool:
     """Whether a module holds the routed experts of a layer, and computes them as transformers' interface says."""
     marked = all(hasattr(module, mark) for mark in MARKS)
     return marked and len(inspect.signature(module.forward).parameters) == ARGUMENTS
+
+
+def sum_dtype(module: nn.Module, hidden: torch.Tensor, weights: torch.Tensor) -> torch.dtype:
+    """The type in which a module's own ``forward`` adds up what a token's experts give: mostly that of ``hidden``.
+
+    Nothing but its source says so: Nemotron-H adds in the type of the routing weights, and rounds once.
+    """
+    match _wide_sum(type(module)):
+        case "torch.float32":
+            return torch.float32
+        case "top_k_weights.dtype":
+            return weights.dtype
+    return hidden.dtype
+
+
+@cache
+def _wide_sum(of: type[nn.Module]) -> str:
+    try:
+        found = WIDE_SUM.search(inspect.getsource(inspect.unwrap(of.forward)))
+    except (OSError, TypeError):  # a class without source
+        return ""
+    return found[1] if found else ""
 
 
 def find_experts(weights: Mapping[int, Weight]) -> dict[int, Weight]:
