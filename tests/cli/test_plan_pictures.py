@@ -34,7 +34,7 @@ def test_small_parts_are_seen_and_too_much_is_full():
 
 def test_the_legend_names_what_is_there():
     assert plot.legend([Usage(weights_bytes=1), Usage(ring_bytes=1)]) == "█ weights  ░ ring  · free"
-    assert plot.legend([Usage(kv_bytes=1)], unicode=False) == "k cache  . free"
+    assert plot.legend([Usage(kv_bytes=1)], unicode=False) == "k KV cache  . free"
 
 
 def test_every_tier_has_a_line():

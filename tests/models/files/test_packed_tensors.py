@@ -122,7 +122,7 @@ def test_a_shape_that_does_not_fit_the_words(inputs: int) -> None:
         ([PACKED, SCALE, SHAPE, ("fc.weight_global_scale", "float32", (1,))], "global_scale"),
         ([PACKED, ("fc.weight_scale", "float8_e4m3fn", (10, 2)), SHAPE], "scales of float8_e4m3fn"),
         ([("fc.weight", "bfloat16", (10, 64)), SCALE], "stored as it was"),
-        ([("fc.weight_packed", "int32", (2, 10, 8)), SCALE, SHAPE], "of 3 dimensions"),
+        ([("fc.weight_packed", "int32", (2, 2, 10, 8)), SCALE, SHAPE], "of 4 dimensions"),
         ([("fc.weight", "int8", (2, 10, 64)), SCALE], "of 3 dimensions"),
     ],
 )
