@@ -58,10 +58,15 @@ def describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    add_vocabulary(writer, config["vocab_size"])
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """Byte tokens and numbered words."""
     kinds = gguf.TokenType
     vocabulary = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
     vocabulary += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
-    vocabulary += [(f"\u2581t{number}", kinds.NORMAL) for number in range(len(vocabulary), config["vocab_size"])]
+    vocabulary += [(f"\u2581t{number}", kinds.NORMAL) for number in range(len(vocabulary), size)]
     writer.add_tokenizer_model("llama")
     writer.add_token_list([word for word, _ in vocabulary])
     writer.add_token_scores([-float(number) for number in range(len(vocabulary))])

@@ -51,7 +51,55 @@ def _llama(hidden: int, ffn: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
+def _qwen3_moe(hidden: int, layers: int, heads: int, expert: int, vocab: int) -> dict[str, Any]:
+    """128 experts, 8 of them for a token, as all of Qwen3's mixtures have them."""
+    return {
+        "model_type": "qwen3_moe",
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "moe_intermediate_size": expert,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "max_position_embeddings": 4096,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": vocab,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "bfloat16",
+    }
+
+
 SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-30b-a3b": _qwen3_moe(2048, 48, 32, 768, 151936),  # 61 GB
+    "moe-5gb": _qwen3_moe(1024, 12, 16, 512, 32000),  # 5.0 GB
+    "gpt-oss-20b": {  # 13.8 GB with its experts in mxfp4, as it is published
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+        "sliding_window": 128,
+        "vocab_size": 201088,
+        "max_position_embeddings": 131072,
+        "eos_token_id": 200002,
+        "pad_token_id": 199999,
+        "dtype": "bfloat16",
+    },
     "opt-6.7b": _opt(4096, 32, 32),  # 13.3 GB
     "opt-1.3b": _opt(2048, 24, 32),  # 2.6 GB
     "opt-125m": _opt(768, 12, 12),  # 0.25 GB

@@ -200,14 +200,16 @@ class ExpertCache:
         return ready
 
     def _let_go(self, expert: CachedExpert, *, scan: bool) -> None:
-        """It was used: the last to go of its layer, unless a pass over all experts has read it."""
-        expert.pinned, expert.used = False, self._pass
+        """It was used: the last to go of its layer. To a pass over all experts, only what that has read was."""
+        expert.pinned = False
         self._ahead.pop(expert, None)
         if not scan:
             self._scanned.pop(expert, None)
-            expert.scanned = False
+            expert.scanned, expert.used = False, self._pass
             self._used[expert.layer][expert] = None
-        (self._scanned if expert.scanned else self._used[expert.layer]).move_to_end(expert)
+            self._used[expert.layer].move_to_end(expert)
+        elif expert.scanned:
+            self._scanned.move_to_end(expert)
         self._changed.notify_all()
 
     def _read_ahead(self, layer: int, following: Sequence[CachedExpert]) -> None:
