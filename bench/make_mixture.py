@@ -9,8 +9,8 @@ A folder is written as published: experts one by one, in bfloat16, or in int4 ju
 Linear layers in Q4_0, embeddings and head in Q6_K.
 
 Random routers send tokens everywhere. ``--skew S`` multiplies each expert's row of a router by exp(S * n), n normal:
-long rows give large scores, so those experts are used more often, in both kinds of files the same ones. The last line on
-stdout is a JSON object.
+long rows give large scores, so those experts are used more often, the same in both kinds of files. On a path that is
+there already the routers alone are written anew. The last line on stdout is a JSON object.
 """
 
 from __future__ import annotations
@@ -175,13 +175,11 @@ def write_int4(folder: Path, config: dict[str, Any], content: Content) -> None:
     holes.rmdir()
 
 
-def write_gguf(path: Path, config: dict[str, Any], content: Content) -> None:
-    """Qwen3's mixtures for llama.cpp: Q4_0, embeddings and head in Q6_K, norms and routers in float32."""
+def describe(writer: Any, config: dict[str, Any]) -> None:
+    """The hyper-parameters and a made-up vocabulary."""
     import gguf
     from make_gguf import add_vocabulary
 
-    kinds = gguf.GGMLQuantizationType
-    writer = gguf.GGUFWriter(path, "qwen3moe")
     writer.add_name("random weights")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -198,6 +196,15 @@ def write_gguf(path: Path, config: dict[str, Any], content: Content) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
     add_vocabulary(writer, config["vocab_size"])
+
+
+def write_gguf(path: Path, config: dict[str, Any], content: Content) -> None:
+    """Qwen3's mixtures for llama.cpp: Q4_0, embeddings and head in Q6_K, norms and routers in float32."""
+    import gguf
+
+    kinds = gguf.GGMLQuantizationType
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    describe(writer, config)
     rows = list(gguf_tensors(config, kinds))
     for name, shape, kind in rows:
         writer.add_tensor_info(name, stored_shape(shape, kind), np.dtype(np.uint8), nbytes(shape, kind), kind)
@@ -271,6 +278,28 @@ def blocks_of(content: Content, size: int, place: int, scale: float) -> memoryvi
     return raw.reshape(-1).data.cast("B")
 
 
+def write_routers(path: Path, config: dict[str, Any], content: Content) -> None:
+    """Writes the routers of a finished checkpoint anew."""
+    shape = config["num_experts"], config["hidden_size"]
+    if path.suffix == ".gguf":
+        import gguf
+
+        with path.open("r+b") as file:
+            for tensor in gguf.GGUFReader(path).tensors:
+                if tensor.name.endswith("ffn_gate_inp.weight"):
+                    file.seek(int(tensor.data_offset))
+                    name = f"model.layers.{tensor.name.split('.')[1]}.mlp.gate.weight"
+                    file.write(content.router(name, shape).tobytes())
+        return
+    from outsize.models.files.folder import open_folder
+
+    for stored in open_folder(path).tensors:
+        if stored.name.endswith("mlp.gate.weight"):
+            with (path / stored.file).open("r+b") as file:
+                file.seek(stored.offset)
+                file.write(encode(content.router(stored.name, shape), "bfloat16").tobytes())
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,6 +311,10 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.monotonic()
     config, content = config_of(arguments.shape), Content(arguments.skew)
+    if arguments.path.exists():
+        write_routers(arguments.path, config, content)
+        print(json.dumps({"path": os.fspath(arguments.path), "seconds": time.monotonic() - began}))
+        return
     draft = arguments.path.with_name(arguments.path.name + ".part")
     if arguments.path.suffix == ".gguf":
         write_gguf(draft, config, content)

@@ -29,10 +29,20 @@ def main() -> None:
     if options.warm:
         generate(model, Clock(), 2)
     clock.ready()
+    before = model.outsize.stats
     with contextlib.closing(model.outsize):
         generate(model, clock, options.new_tokens, options.prompt_tokens)
         predicted = model.outsize.plan.predicted
         more = {"predicted_token_s": predicted.token_s, "predicted_first_token_s": predicted.first_token_s}
+        if model.outsize.plan.expert_slots:
+            after = model.outsize.stats
+            more["experts"] = {
+                "hits": after.expert_hits - before.expert_hits,
+                "misses": after.expert_misses - before.expert_misses,
+                "bytes_read": after.expert_bytes - before.expert_bytes,
+                "slots": model.outsize.plan.expert_slots,
+                "predicted_hit_rate": model.outsize.plan.predicted.expert_hit_rate,
+            }
         bf12 = any(group.format == "bf12" for group in model.outsize.plan.groups)
         print(clock.report("outsize", version("outsize"), ram_bytes=options.ram_bytes, bf12=bf12, **more))
 

@@ -19,6 +19,7 @@ from outsize.models.tracing.cache_argument import cache_in
 from outsize.planner.dataset_cost import DatasetPrediction, predict_shapes
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
+from outsize.store.expert_cache import ExpertStats
 from outsize.store.reader import Files
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class Stats:
     waited_s: float  # that the computation waited for the drive
     open_s: float  # since the load began
     peak_ram_bytes: int  # most resident memory of the process so far
+    expert_hits: int = 0  # uses of a routed expert, one for each layer and pass, that was in memory
+    expert_misses: int = 0  # that had to be read
+    expert_bytes: int = 0  # that were read of experts
 
 
 class Engine:
@@ -62,13 +66,17 @@ class Engine:
     def stats(self) -> Stats:
         """What has happened so far."""
         stream = self._sweep.stream.stats
+        experts = self._sweep.experts[0].cache.stats if self._sweep.experts else ExpertStats()
         return Stats(
             sweeps=self._sweep.sweeps,
             forwards=self._sweep.forwards,
             bytes_read=self._sweep.bytes_read,
-            waited_s=stream.waited_s,
+            waited_s=stream.waited_s + experts.waited_s,
             open_s=time.monotonic() - self._began,
             peak_ram_bytes=peak_ram_bytes(),
+            expert_hits=experts.hits,
+            expert_misses=experts.misses,
+            expert_bytes=experts.bytes_read,
         )
 
     def score(
