@@ -71,9 +71,9 @@ def outsize(model: Path, new_tokens: int, ram_bytes: int, *more: str) -> Engine:
     return Engine("outsize", "outsize_run.py", model, new_tokens, ("--ram-bytes", str(ram_bytes), *more))
 
 
-def accelerate(model: Path, new_tokens: int, cpu_bytes: int) -> Engine:
+def accelerate(model: Path, new_tokens: int, cpu_bytes: int, *more: str) -> Engine:
     """The disk offload of accelerate, with a limit on weights in RAM."""
-    return Engine("accelerate", "accelerate_run.py", model, new_tokens, ("--cpu-bytes", str(cpu_bytes)))
+    return Engine("accelerate", "accelerate_run.py", model, new_tokens, ("--cpu-bytes", str(cpu_bytes), *more))
 
 
 def llamacpp(model: Path, new_tokens: int, *more: str) -> Engine:

@@ -8,9 +8,11 @@ A folder is written as published: experts one by one, in bfloat16, or in int4 ju
 (random words, so that the native 61 GB are never there), gpt-oss with its experts in mxfp4. A ``.gguf`` has experts and
 Linear layers in Q4_0, embeddings and head in Q6_K.
 
-Random routers send tokens everywhere. ``--skew S`` multiplies each expert's row of a router by exp(S * n), n normal:
-long rows give large scores, so those experts are used more often, the same in both kinds of files. On a path that is
-there already the routers alone are written anew. The last line on stdout is a JSON object.
+Embeddings are large and what layers add to them is small, as in trained models: where layers drown the embeddings, all
+tokens look alike and go to the same experts. Random routers send them everywhere then. ``--skew S`` multiplies each
+expert's row of a router by exp(S * n), n normal: long rows give large scores, so those experts are used more often, the
+same in both kinds of files. On a path that is there already the routers alone are written anew. The last line on stdout
+is a JSON object.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from shapes import config_of
 
 SHARD_BYTES = 5 * 10**9
 SCALE = 0.0043  # of int4: with uniform integers of -8 .. 7 a deviation of 0.02
+EMBEDDING, OUTPUT = 50.0, 0.125  # times what other weights are: embeddings, and matrices whose output is added to them
+OUTPUTS = ("o_proj", "down_proj", "attn_output", "ffn_down_exps")
 MX_EXPONENT = 120  # of mxfp4: 2**-7, for a deviation of 0.023
 CHUNK = 8 << 20
 SAFETENSORS = {"bfloat16": ("BF16", 2), "int32": ("I32", 4), "int64": ("I64", 8), "uint8": ("U8", 1)}
@@ -71,13 +75,24 @@ class Content:
         elif name.endswith("_shape"):
             yield memoryview(struct.pack("<2q", *matrix))
         elif name.endswith("weight_scale"):
-            yield encode(np.full(count, SCALE, np.float32), "bfloat16").data.cast("B")
+            yield encode(np.full(count, SCALE * times(name), np.float32), "bfloat16").data.cast("B")
         elif name.endswith("_scales"):
-            yield np.full(count, MX_EXPONENT, np.uint8).data.cast("B")
+            yield np.full(count, MX_EXPONENT + int(np.log2(times(name))), np.uint8).data.cast("B")
+        elif dtype == "bfloat16" and times(name) != 1:
+            for piece in self._noise.weights(name, count):
+                numbers = (np.frombuffer(piece, np.uint16).astype(np.uint32) << 16).view(np.float32)
+                yield encode(numbers * np.float32(times(name)), "bfloat16").data.cast("B")
         elif dtype == "bfloat16":
             yield from self._noise.tensor(name, shape)
         else:
             yield from self.random(name, count * SAFETENSORS[dtype][1])
+
+
+def times(name: str) -> float:
+    """How much larger than other weights a tensor's are."""
+    if "embed_tokens" in name or "token_embd" in name:
+        return EMBEDDING
+    return OUTPUT if any(part in name for part in OUTPUTS) and "bias" not in name else 1.0
 
 
 def native_tensors(config: dict[str, Any]) -> Iterator[Tensor]:
@@ -213,7 +228,12 @@ def write_gguf(path: Path, config: dict[str, Any], content: Content) -> None:
     writer.write_ti_data_to_file()
     assert writer.fout is not None
     file = writer.fout[0]
-    blocks = {kinds.Q4_0: blocks_of(content, 18, 0, SCALE), kinds.Q6_K: blocks_of(content, 210, 208, 1e-5)}
+    q4, q6 = (18, 0, SCALE), (210, 208, 1.5e-5)  # bytes of a block, where its scale stands, and that scale
+    blocks = {
+        (kind, factor): blocks_of(content, size, place, scale * factor)
+        for kind, (size, place, scale) in ((kinds.Q4_0, q4), (kinds.Q6_K, q6))
+        for factor in (1.0, EMBEDDING, OUTPUT)
+    }
     for name, shape, kind in rows:
         writer.write_padding(file, file.tell())
         if kind == kinds.F32 and name.endswith("gate_inp.weight"):
@@ -224,7 +244,7 @@ def write_gguf(path: Path, config: dict[str, Any], content: Content) -> None:
         else:
             left = nbytes(shape, kind)
             while left:
-                piece = blocks[kind][:left]
+                piece = blocks[kind, times(name)][:left]
                 file.write(piece)
                 left -= len(piece)
     writer.write_padding(file, file.tell())

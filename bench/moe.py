@@ -67,14 +67,14 @@ def ensure(part: Part, folder: Path, skew: float, *, gguf: bool = False) -> Path
 def lineup(part: Part, options: argparse.Namespace, skew: float) -> list[Engine]:
     """The engines of a part, each with its checkpoint."""
     budget = int(part.limit_gib * GIB) - HEADROOM
-    warm = ("--warm",) if part.warm else ()
+    warm = ("--forced", *(("--warm",) if part.warm else ()))
     chosen = []
     if "outsize" in options.only:
         model = ensure(part, options.folder, skew)
         chosen.append(engines.outsize(model, options.new_tokens, budget, *warm))
     if part.peer == "accelerate" and "accelerate" in options.only:
         model = ensure(part, options.folder, skew)
-        chosen.append(engines.accelerate(model, min(options.new_tokens, 4), int(0.5 * GIB)))
+        chosen.append(engines.accelerate(model, min(options.new_tokens, 4), int(0.5 * GIB), *warm))
     if part.peer == "llama.cpp" and "llama.cpp" in options.only:
         chosen.append(engines.llamacpp(ensure(part, options.folder, skew, gguf=True), options.new_tokens, *warm))
     return chosen

@@ -31,7 +31,7 @@ def main() -> None:
             offload_folder=folder,
         )
         clock.ready()
-        generate(model, clock, options.new_tokens)
+        generate(model, clock, options.new_tokens, made_up=options.forced)
         homes = list(model.hf_device_map.values())
         print(
             clock.report("accelerate", accelerate.__version__, modules_on_disk=homes.count("disk"), modules=len(homes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from measure import PROMPT_TOKENS, Clock, prompt
+from measure import PROMPT_TOKENS, Clock, forced, prompt
 
 
 def import_everything(model: str) -> None:
@@ -33,12 +33,23 @@ def import_everything(model: str) -> None:
     tiny.generate(torch.tensor([[5, 6]]), max_new_tokens=1, do_sample=False)
 
 
-def generate(model: Any, clock: Clock, new_tokens: int, prompt_tokens: int = PROMPT_TOKENS) -> None:
-    """Exactly ``new_tokens`` tokens: random weights may well say end-of-text at once."""
+def generate(
+    model: Any, clock: Clock, new_tokens: int, prompt_tokens: int = PROMPT_TOKENS, *, made_up: bool = False
+) -> None:
+    """Exactly ``new_tokens`` tokens: random weights may well say end-of-text at once.
+
+    ``made_up``: each is followed by a token that was decided before.
+    """
     import torch
 
     ids = torch.tensor([prompt(model.config.vocab_size, prompt_tokens)])  # [1, tokens]
     with torch.inference_mode():
+        if made_up:
+            out = model(ids, use_cache=True)
+            for token in forced(model.config.vocab_size, new_tokens):
+                clock.token(int(out.logits[0, -1].argmax()))
+                out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+            return
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

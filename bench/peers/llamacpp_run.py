@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from measure import Clock, arguments, prompt
+from measure import Clock, arguments, forced, prompt
 
 
 def main() -> None:
@@ -26,10 +26,16 @@ def main() -> None:
         model.reset()
     clock.ready()
     ids = prompt(model.n_vocab(), options.prompt_tokens)
-    for made, token in enumerate(model.generate(ids, temp=0.0, repeat_penalty=1.0), start=1):
-        clock.token(token)
-        if made == options.new_tokens:
-            break
+    if options.forced:
+        model.eval(ids)
+        for token in forced(model.n_vocab(), options.new_tokens):
+            clock.token(model.sample(temp=0.0, repeat_penalty=1.0))
+            model.eval([token])
+    else:
+        for made, token in enumerate(model.generate(ids, temp=0.0, repeat_penalty=1.0), start=1):
+            clock.token(token)
+            if made == options.new_tokens:
+                break
     print(clock.report("llama.cpp", f"llama-cpp-python {llama_cpp.__version__}"))
 
 

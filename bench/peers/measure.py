@@ -23,12 +23,20 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS)
     parser.add_argument("--warm", action="store_true", help="generate two tokens first, so that all weights are there")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--forced", action="store_true", help="feed made-up tokens, whatever the model says: random weights repeat one"
+    )
     return parser
 
 
 def prompt(vocab_size: int, tokens: int = PROMPT_TOKENS) -> list[int]:
     """The same made-up prompt for everybody: token ids spread over the vocabulary, clear of the special ones."""
     return [300 + 997 * position % (vocab_size - 300) for position in range(tokens)]
+
+
+def forced(vocab_size: int, tokens: int) -> list[int]:
+    """Tokens that follow the prompt, the same for everybody, each another."""
+    return [300 + 7919 * (position + 1) % (vocab_size - 300) for position in range(tokens)]
 
 
 def disk_bytes() -> int:

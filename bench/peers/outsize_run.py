@@ -31,7 +31,7 @@ def main() -> None:
     clock.ready()
     before = model.outsize.stats
     with contextlib.closing(model.outsize):
-        generate(model, clock, options.new_tokens, options.prompt_tokens)
+        generate(model, clock, options.new_tokens, options.prompt_tokens, made_up=options.forced)
         predicted = model.outsize.plan.predicted
         more = {"predicted_token_s": predicted.token_s, "predicted_first_token_s": predicted.first_token_s}
         if model.outsize.plan.expert_slots:

@@ -144,7 +144,9 @@ def experts(spec: ModelSpec, plan: Plan) -> list[str]:
     held = plan.expert_slots + sum(group.experts for group in routed if group.tier.startswith("gpu"))
     rate = plan.predicted.expert_hit_rate
     what = f"{what}, {held} of them in memory"
-    return [f"{what}: of those on disk a token finds {rate:.0%} in the cache if routing is uniform, else more"]
+    known = all(group.module in spec.uses for group in routed)
+    basis = "as earlier runs used them" if known else "if routing is uniform, else more"
+    return [f"{what}: of those on disk a token finds {rate:.0%} in the cache, {basis}"]
 
 
 def heading(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:

@@ -56,6 +56,7 @@ class Engine:
         self._files = files
         self._underway = False  # a dataset
         self._began = time.monotonic()
+        self._at_close: list[Callable[[], None]] = []
         self._replaced = [linear_modules.replace_in(sweep.model), rmsnorm.replace_in(sweep.model)]
         self._hooks = [
             sweep.model.register_forward_pre_hook(hook, with_kwargs=True)
@@ -166,8 +167,14 @@ class Engine:
         finally:
             self._underway = False
 
+    def at_close(self, call: Callable[[], None]) -> None:
+        """Has a function called once, when the model is closed."""
+        self._at_close.append(call)
+
     def close(self) -> None:
         """Ends the threads and frees the memory. The model cannot be used afterwards. A second close does nothing."""
+        while self._at_close:
+            self._at_close.pop()()
         for hook in self._hooks:
             hook.remove()
         for forwards in self._replaced:

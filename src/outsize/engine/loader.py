@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from outsize.errors import DamagedModel, DoesNotFit, ModelNotFound, UnsupportedModel
 from outsize.machine.machine import Machine
 from outsize.models.expert_slices import expert_tensors
+from outsize.models.expert_uses import keep_routing
 from outsize.models.files.folder import ModelFolder
 from outsize.models.spec import ModelSpec, StoredTensor
-from outsize.models.survey_cache import same_bytes
+from outsize.models.survey_cache import same_bytes, spec_key
 from outsize.planner.plan import Plan
 from outsize.planner.weight_group import WeightGroup
 from outsize.sizes import format_size
@@ -139,6 +140,9 @@ def _build(
     sweep = Sweep(skeleton.model, layers, experts, stream, rows, home, progress)
     model: Any = skeleton.model
     model.outsize = Engine(opening.spec, opening.machine, plan, sweep, files)
+    if experts:
+        key = spec_key(folder, opening.auto_class)
+        model.outsize.at_close(lambda: keep_routing(key, {one.group.module: one.uses for one in experts}))
     # In reverse, for a model that is dropped instead of closed.
     for end in (files.close, rows.close, stream.close, *([] if cache is None else [cache.close])):
         weakref.finalize(model, end)

@@ -87,6 +87,9 @@ class Origin:
 NO_ORIGINS: Mapping[str, Origin] = MappingProxyType({})
 
 
+NO_USES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
     """What one sequence adds to a module's cache, as measured on transformers' own cache class.
@@ -173,6 +176,8 @@ class ModelSpec:
     dtype: str = ""  # the type most parameters are stored in
     origins: Mapping[str, Origin] = field(default_factory=lambda: NO_ORIGINS)  # by parameter; none for shipped specs
     resting: WorkspaceSpec | None = None  # most bytes that live when a module with weights begins; None: not measured
+    # By module, how often each of its routed experts was used in earlier runs; no part of what the model is.
+    uses: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: NO_USES, compare=False)
 
     @property
     def parameters(self) -> int:

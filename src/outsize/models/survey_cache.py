@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from outsize.errors import OutsizeError
 from outsize.files import write_whole
 from outsize.models.dtypes import dtype_bytes
+from outsize.models.expert_uses import known_routing
 from outsize.models.files.folder import ModelFolder
 from outsize.models.spec import ModelSpec, StoredTensor
 from outsize.models.spec_json import SCHEMA, spec_from_json, spec_to_json
@@ -30,8 +32,16 @@ MOST_REPEATED = 16  # times the bytes of its file that a strided tensor may have
 
 
 def folder_spec(folder: ModelFolder, auto_class: str | None = None) -> ModelSpec:
-    """The spec of a folder's model, surveyed once and then kept. Raises DamagedModel or UnsupportedModel."""
-    kept = outsize_cache(os.environ) / "specs" / f"{_key(folder, auto_class)}.json"
+    """The spec of a folder's model, surveyed once and then kept, with the uses of its experts in earlier runs.
+
+    Raises DamagedModel or UnsupportedModel.
+    """
+    key = spec_key(folder, auto_class)
+    spec = _surveyed(folder, auto_class, outsize_cache(os.environ) / "specs" / f"{key}.json")
+    return replace(spec, uses=known_routing(key)) if any(module.experts for module in spec.modules) else spec
+
+
+def _surveyed(folder: ModelFolder, auto_class: str | None, kept: Path) -> ModelSpec:
     try:
         return spec_from_json(kept.read_text())
     except (OSError, OutsizeError):
@@ -104,7 +114,8 @@ def _mapped(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _key(folder: ModelFolder, auto_class: str | None) -> str:
+def spec_key(folder: ModelFolder, auto_class: str | None) -> str:
+    """What a folder's survey, and what was learnt of its experts, are kept under."""
     facts: Mapping[str, object] = {
         "schema": SCHEMA,
         "transformers": metadata.version("transformers"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from outsize.machine import rates
 from outsize.machine.machine import Machine
-from outsize.models.spec import ModelSpec
+from outsize.models.spec import ModelSpec, ModuleSpec
 from outsize.planner import cost, footprint
 from outsize.planner.plan import Plan, Prediction, Request, Weights
 from outsize.planner.routing import SCAN_SHARE, hit_rate, touched
@@ -72,7 +73,10 @@ class SweepCost:
         self._compute: dict[tuple[int, Turn], float] = {}
         on_disk = sum(group.experts for group in groups if group.tier == "disk")
         in_ram = sum(group.experts for group in groups if group.tier == "ram")
-        self.expert_hit_rate = hit_rate(None, 1, (expert_slots - in_ram) / on_disk) if on_disk else None
+        self.expert_hit_rate = None
+        if on_disk:
+            modules = [self._modules[g.module] for g in groups if g.experts and g.tier == "disk"]
+            self.expert_hit_rate = _hit_rate(spec, modules, (expert_slots - in_ram) / on_disk)
         self.streamed_bytes = sum(group.disk_bytes for group in groups if group.streamed)
         self.load_bytes = sum(group.disk_bytes for group in groups if group.residency != "cached")
 
@@ -243,3 +247,17 @@ class SweepCost:
         if slowest != "ram":
             return f"{slowest} memory"
         return "memory" if held / self._machine.ram.bytes_per_s >= 0.7 * spent.get("ram", 0.0) else "cpu matmul"
+
+
+def _hit_rate(spec: ModelSpec, modules: Sequence[ModuleSpec], cached_share: float) -> float:
+    """Share of their uses that a cache of these modules' experts answers: as used before, else as if uniformly."""
+    shares: list[float] = []
+    for module in modules:
+        uses = spec.uses.get(module.name, ())
+        if len(uses) != module.experts or not sum(uses):
+            return hit_rate(None, 1, cached_share)
+        shares += [module.per_token * count / sum(uses) for count in uses]
+    return _known_hit_rate(tuple(shares), sum(module.per_token for module in modules), round(cached_share, 3))
+
+
+_known_hit_rate = lru_cache(maxsize=64)(hit_rate)  # a search asks the same again and again
