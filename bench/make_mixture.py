@@ -222,7 +222,8 @@ def write_gguf(path: Path, config: dict[str, Any], content: Content) -> None:
     describe(writer, config)
     rows = list(gguf_tensors(config, kinds))
     for name, shape, kind in rows:
-        writer.add_tensor_info(name, stored_shape(shape, kind), np.dtype(np.uint8), nbytes(shape, kind), kind)
+        plain = np.dtype(np.float32 if kind == kinds.F32 else np.uint8)
+        writer.add_tensor_info(name, stored_shape(shape, kind), plain, nbytes(shape, kind), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

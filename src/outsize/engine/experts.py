@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,28 +37,16 @@ Matrices = tuple[Tensor, ...]  # [out_i, in] each; their outputs stand beside ea
 
 @dataclass(slots=True, eq=False)
 class Routing:
-    """What one forward pass sends to the experts: each of its tokens to k of them.
+    """What one forward pass sends to the experts: each of its tokens to k of them. Numbers past the last are none.
 
-    ``tokens`` and ``places``: of every use in ascending order of experts, its token and which of the token's k it is;
-    ``counts``: uses by expert. ``summed``: the sum over each token's experts, once it is computed.
+    ``dtype``: in which their outputs are added up. ``summed``: the sums, once they are computed.
     """
 
     hidden: Tensor  # [tokens, width]
+    index: Tensor  # [tokens, k]
     weights: Tensor  # [tokens, k]
-    tokens: Tensor  # [tokens * k]
-    places: Tensor  # [tokens * k]
-    counts: list[int]
-    summed: Tensor
-
-    @classmethod
-    def of(cls, hidden: Tensor, index: Tensor, weights: Tensor, experts: int, summed: torch.dtype) -> Routing:
-        """The uses in order. ``index``: experts of each token [tokens, k]; numbers past the last are no experts."""
-        k = index.shape[-1]
-        flat = index.reshape(-1)
-        in_order = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=experts)[:experts].tolist()
-        in_order = in_order[: sum(counts)]
-        return cls(hidden, weights, in_order // k, in_order % k, counts, torch.zeros_like(hidden, dtype=summed))
+    dtype: torch.dtype
+    summed: Tensor | None = None  # [tokens, width]
 
 
 class RoutedExperts:
@@ -109,8 +97,7 @@ class RoutedExperts:
         here = (hidden, index, weights)
         if hidden.device != self.device:
             here = (hidden.to(self.device), index.to(self.device), weights.to(self.device))
-        summed = sum_dtype(self.module, here[0], here[2])
-        routing = Routing.of(*here, self.group.experts, summed)
+        routing = Routing(*here, sum_dtype(self.module, here[0], here[2]))
         self._coming.append(routing)
         assert self._sweep is not None
         try:
@@ -118,24 +105,48 @@ class RoutedExperts:
         finally:
             if routing in self._coming:  # the pass was ended before its turn
                 self._coming.remove(routing)
+        assert routing.summed is not None
         return routing.summed.to(hidden.device, hidden.dtype)
 
     def compute(self) -> None:
         """Computes for all passes that have come here: each expert is fetched once for all of them."""
         routings, self._coming = self._coming, []
-        used = [sum(counts) for counts in zip(*(routing.counts for routing in routings), strict=True)]
-        self.uses = [before + now for before, now in zip(self.uses, used, strict=True)]
-        numbers = [number for number, count in enumerate(used) if count]
-        scan = sum(len(routing.hidden) for routing in routings) >= self._scan_from
         # Whoever schedules passes is outside of the mode that they compute in.
         with torch.inference_mode() if routings[0].hidden.is_inference() else nullcontext():
-            # A scan brings the experts in order, so that their outputs are added up as they come.
-            sums = [_Sum(routing, at_once=scan) for routing in routings]
-            for some in self._fetch(numbers, scan=scan):
-                for one in sums:
-                    one.take(self._outputs, some)
+            if len(routings) == 1 and len(routings[0].hidden) == 1:
+                self._compute_one(routings[0])
+            else:
+                self._compute_all(routings)
+
+    def _compute_all(self, routings: Sequence[Routing]) -> None:
+        scan = sum(len(routing.hidden) for routing in routings) >= self._scan_from
+        # A scan brings the experts in order, so that their outputs are added up as they come.
+        sums = [_Sum(routing, self.group.experts, at_once=scan) for routing in routings]
+        used = [sum(counts) for counts in zip(*(one.counts for one in sums), strict=True)]
+        self.uses = [before + now for before, now in zip(self.uses, used, strict=True)]
+        for some in self._fetch([number for number, count in enumerate(used) if count], scan=scan):
             for one in sums:
-                one.finish()
+                one.take(self._outputs, some)
+        for one in sums:
+            one.finish()
+
+    def _compute_one(self, routing: Routing) -> None:
+        """The same for one token, as decoding has it: sorting and adding up by torch would take longer than reading."""
+        index = routing.index[0].tolist()
+        places = {number: place for place, number in enumerate(index) if number < self.group.experts}
+        numbers = sorted(places)
+        outputs: dict[int, Tensor] = {}
+        for number in numbers:
+            self.uses[number] += 1
+        scan = self._scan_from <= 1
+        for some in self._fetch(numbers, scan=scan):
+            out = self._outputs(routing.hidden.expand(len(some), -1), [1] * len(some), some)
+            weights = routing.weights[0, [places[number] for number in some]]
+            outputs.update(zip(some, (out * weights[:, None]).to(routing.dtype).unbind(), strict=True))
+        summed = torch.zeros_like(routing.hidden[0], dtype=routing.dtype)
+        for number in numbers:
+            summed += outputs[number]
+        routing.summed = summed[None]
 
     def _fetch(self, numbers: Sequence[int], *, scan: bool) -> Iterator[dict[int, tuple[Matrices, Matrices]]]:
         """The matrices of the given experts, some at a time, each until the next are asked for."""
@@ -192,53 +203,57 @@ class RoutedExperts:
 class _Sum:
     """The sum over each token's experts, of one pass: in ascending order of experts, in whichever order they come.
 
-    ``at_once``: they come in ascending order, so nothing needs to be kept for later.
+    ``counts``: uses by expert. ``at_once``: they come in ascending order, so nothing needs to be kept for later.
     """
 
-    def __init__(self, routing: Routing, *, at_once: bool) -> None:
+    def __init__(self, routing: Routing, experts: int, *, at_once: bool) -> None:
         self._routing = routing
-        ends = torch.tensor(routing.counts).cumsum(0).tolist()
-        self._spans = [(end - count, end) for end, count in zip(ends, routing.counts, strict=True)]
-        uses, width = len(routing.tokens), routing.hidden.shape[-1]
-        self._kept = None if at_once else routing.summed.new_empty((uses, width))
+        flat, self._k = routing.index.reshape(-1), routing.index.shape[-1]
+        in_order = torch.argsort(flat, stable=True)
+        self.counts: list[int] = torch.bincount(flat, minlength=experts)[:experts].tolist()
+        ends = list(accumulate(self.counts))
+        self._spans = [(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
+        in_order = in_order[: ends[-1]]
+        # Of every use, in ascending order of experts: its token, and which of the token's k it is.
+        self._tokens, self._places = in_order // self._k, in_order % self._k
+        self._summed = routing.summed = torch.zeros_like(routing.hidden, dtype=routing.dtype)
+        self._kept = None if at_once else self._summed.new_empty((ends[-1], self._summed.shape[-1]))
 
     def take(self, outputs: Callable[..., Tensor], experts: dict[int, tuple[Matrices, Matrices]]) -> None:
         """Computes the uses of these experts."""
         routing = self._routing
-        mine = {number: pair for number, pair in experts.items() if routing.counts[number]}
+        mine = {number: pair for number, pair in experts.items() if self.counts[number]}
         if not mine:
             return
         spans = [self._spans[number] for number in mine]
         adjoining = all(one[1] == other[0] for one, other in pairwise(spans))
         chosen: Any = slice(spans[0][0], spans[-1][1])
         if not adjoining:
-            chosen = torch.cat([torch.arange(*span) for span in spans]).to(routing.tokens.device)
-        tokens, places = routing.tokens[chosen], routing.places[chosen]
+            chosen = torch.cat([torch.arange(*span) for span in spans]).to(self._tokens.device)
+        tokens, places = self._tokens[chosen], self._places[chosen]
         out = outputs(routing.hidden[tokens], [end - first for first, end in spans], mine)
-        out = (out * routing.weights[tokens, places, None]).to(routing.summed.dtype)
+        out = (out * routing.weights[tokens, places, None]).to(routing.dtype)
         if self._kept is not None:
             self._kept[chosen] = out
             return
         first = 0
         for begin, end in spans:
             part = slice(first, first + end - begin)
-            routing.summed.index_add_(0, tokens[part], out[part])
+            self._summed.index_add_(0, tokens[part], out[part])
             first += end - begin
 
     def finish(self) -> None:
         """Adds up what was kept, for every token in the order of its experts."""
         if self._kept is None:
             return
-        routing = self._routing
-        by_token = torch.argsort(routing.tokens, stable=True)
-        k = max(routing.weights.shape[-1], 1)
-        if len(by_token) == k * len(routing.hidden):  # each token has k experts
-            parts = self._kept[by_token].view(-1, k, self._kept.shape[-1])
-            for i in range(k):
-                routing.summed += parts[:, i]
+        if len(self._kept) == self._k * len(self._summed):  # each token has k experts
+            by_token = torch.argsort(self._tokens, stable=True)
+            parts = self._kept[by_token].view(-1, self._k, self._kept.shape[-1])
+            for i in range(self._k):
+                self._summed += parts[:, i]
             return
         for begin, end in self._spans:
-            routing.summed.index_add_(0, routing.tokens[begin:end], self._kept[begin:end])
+            self._summed.index_add_(0, self._tokens[begin:end], self._kept[begin:end])
 
 
 def experts_of(
