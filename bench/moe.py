@@ -47,7 +47,7 @@ class Part:
 
 PARTS = {
     "spill": Part("moe-5gb", 2.5, "native", "accelerate"),
-    "resident": Part("qwen3-30b-a3b", 21.0, "int4", "llama.cpp", warm=True),
+    "resident": Part("qwen3-30b-a3b", 22.0, "int4", "llama.cpp", warm=True),
     "cached": Part("qwen3-30b-a3b", 8.0, "int4", "llama.cpp", skews=(0.0, SKEW)),
     "mxfp4": Part("gpt-oss-20b", 20.0, "native", "", warm=True),
 }
@@ -76,7 +76,10 @@ def lineup(part: Part, options: argparse.Namespace, skew: float) -> list[Engine]
         model = ensure(part, options.folder, skew)
         chosen.append(engines.accelerate(model, min(options.new_tokens, 4), int(0.5 * GIB), *warm))
     if part.peer == "llama.cpp" and "llama.cpp" in options.only:
-        chosen.append(engines.llamacpp(ensure(part, options.folder, skew, gguf=True), options.new_tokens, *warm))
+        # Several tokens at a time crash in its repacked Q4_0 experts (0.3.36): its prompt goes token by token.
+        gguf = ensure(part, options.folder, skew, gguf=True)
+        repack = () if part.warm else ("--no-repack",)  # its copy would not fit
+        chosen.append(engines.llamacpp(gguf, options.new_tokens, "--batch", "1", *repack, *warm))
     return chosen
 
 

@@ -7,15 +7,28 @@ from measure import Clock, arguments, forced, prompt
 
 def main() -> None:
     """Command line; one JSON line at the end of stdout."""
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--batch", type=int, default=512, help="tokens of a prompt at a time")
+    parser.add_argument("--no-repack", action="store_true", help="use the file's pages as they are")
+    options = parser.parse_args()
     import llama_cpp
 
+    if options.no_repack:  # its copy of the weights in another layout: faster, and all of it in memory
+        defaults = llama_cpp.llama_model_default_params
+
+        def plain() -> llama_cpp.llama_model_params:
+            parameters = defaults()
+            parameters.use_extra_bufts = False
+            return parameters
+
+        llama_cpp.llama_model_default_params = llama_cpp.llama.llama_cpp.llama_model_default_params = plain
     clock = Clock()
     model = llama_cpp.Llama(
         options.model,
         n_ctx=options.prompt_tokens + options.new_tokens + 16,
         n_threads=options.threads,
         n_threads_batch=options.threads,
+        n_batch=options.batch,
         use_mmap=True,
         verbose=False,
     )

@@ -132,21 +132,32 @@ class RoutedExperts:
 
     def _compute_one(self, routing: Routing) -> None:
         """The same for one token, as decoding has it: sorting and adding up by torch would take longer than reading."""
-        index = routing.index[0].tolist()
-        places = {number: place for place, number in enumerate(index) if number < self.group.experts}
-        numbers = sorted(places)
-        outputs: dict[int, Tensor] = {}
+        in_order = routing.index[0].sort()
+        numbers: list[int] = [number for number in in_order.values.tolist() if number < self.group.experts]
+        weights = routing.weights[0][in_order.indices[: len(numbers)], None]  # [k, 1]
         for number in numbers:
             self.uses[number] += 1
-        scan = self._scan_from <= 1
-        for some in self._fetch(numbers, scan=scan):
-            out = self._outputs(routing.hidden.expand(len(some), -1), [1] * len(some), some)
-            weights = routing.weights[0, [places[number] for number in some]]
-            outputs.update(zip(some, (out * weights[:, None]).to(routing.dtype).unbind(), strict=True))
-        summed = torch.zeros_like(routing.hidden[0], dtype=routing.dtype)
-        for number in numbers:
-            summed += outputs[number]
+        out = self._at_once(routing.hidden, numbers)
+        if out is None:
+            found: dict[int, Tensor] = {}
+            for some in self._fetch(numbers, scan=self._scan_from <= 1):
+                found.update(zip(some, self._outputs(routing.hidden.expand(len(some), -1), some), strict=True))
+            out = torch.stack([found[number] for number in numbers]) if numbers else routing.hidden[:0]
+        parts = (out * weights).to(routing.dtype).unbind()
+        summed = parts[0] + parts[1] if len(parts) > 1 else sum(parts, torch.zeros_like(routing.hidden[0]))
+        for part in parts[2:]:
+            summed += part
         routing.summed = summed[None]
+
+    def _at_once(self, hidden: Tensor, numbers: Sequence[int]) -> Tensor | None:
+        """The outputs of all experts of a token [k, width], where they are in memory as they are computed with."""
+        if not numbers or not self._views or self.group.tier not in ("ram", "disk"):
+            return None
+        experts = self.cache.at_hand(self.layer, numbers)
+        if experts is None:
+            return None
+        matrices = {expert.number: self._matrices_of(expert) for expert in experts}
+        return self._outputs(hidden.expand(len(numbers), -1), matrices)
 
     def _fetch(self, numbers: Sequence[int], *, scan: bool) -> Iterator[dict[int, tuple[Matrices, Matrices]]]:
         """The matrices of the given experts, some at a time, each until the next are asked for."""
@@ -184,9 +195,11 @@ class RoutedExperts:
             expert.weights = up, down
         return up, down
 
-    def _outputs(self, x: Tensor, rows: Sequence[int], experts: dict[int, tuple[Matrices, Matrices]]) -> Tensor:
-        """Rows of x [uses, width], so many of each expert, through their experts: [uses, width]."""
-        module = self.module
+    def _outputs(
+        self, x: Tensor, experts: dict[int, tuple[Matrices, Matrices]], rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """Rows of x [uses, width], so many of each expert or else one, through their experts: [uses, width]."""
+        module, rows = self.module, rows or [1] * len(experts)
         both = self._linear(x, rows, experts, 0)
         gated = module._apply_gate(both) if module.has_gate else module.act_fn(both)
         out = self._linear(gated, rows, experts, 1)
@@ -231,7 +244,7 @@ class _Sum:
         if not adjoining:
             chosen = torch.cat([torch.arange(*span) for span in spans]).to(self._tokens.device)
         tokens, places = self._tokens[chosen], self._places[chosen]
-        out = outputs(routing.hidden[tokens], [end - first for first, end in spans], mine)
+        out = outputs(routing.hidden[tokens], mine, [end - first for first, end in spans])
         out = (out * routing.weights[tokens, places, None]).to(routing.dtype)
         if self._kept is not None:
             self._kept[chosen] = out

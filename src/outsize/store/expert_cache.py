@@ -109,6 +109,22 @@ class ExpertCache:
                 if expert.state == "absent":
                     self._begin(expert, urgent=False)
 
+    def at_hand(self, layer: int, numbers: Sequence[int]) -> list[CachedExpert] | None:
+        """The given experts if all of them are in memory, used by this pass; else None, and ``fetch`` has them.
+
+        Whoever takes them asks for nothing else until they have computed.
+        """
+        experts = [self._layers[layer][number] for number in numbers]
+        with self._changed:
+            self._raise_if_over()
+            if any(expert.state != "ready" for expert in experts):
+                return None
+            self._pass, self._at = self._pass + (layer <= self._at), layer
+            self.stats.hits += len(experts)
+            for expert in experts:
+                self._touch(expert)
+        return experts
+
     def fetch(self, layer: int, numbers: Sequence[int], *, scan: bool = False) -> Iterator[list[CachedExpert]]:
         """The given experts of a layer, as they are there; each stays until the next are asked for.
 
@@ -204,13 +220,19 @@ class ExpertCache:
         expert.pinned = False
         self._ahead.pop(expert, None)
         if not scan:
-            self._scanned.pop(expert, None)
-            expert.scanned, expert.used = False, self._pass
-            self._used[expert.layer][expert] = None
-            self._used[expert.layer].move_to_end(expert)
+            self._touch(expert)
         elif expert.scanned:
             self._scanned.move_to_end(expert)
         self._changed.notify_all()
+
+    def _touch(self, expert: CachedExpert) -> None:
+        """It is the last to go of its layer."""
+        if expert.scanned:
+            del self._scanned[expert]
+            expert.scanned = False
+            self._used[expert.layer][expert] = None
+        expert.used = self._pass
+        self._used[expert.layer].move_to_end(expert)
 
     def _read_ahead(self, layer: int, following: Sequence[CachedExpert]) -> None:
         """Begins to read what comes next: the rest of this layer, and the layers after it."""

@@ -77,7 +77,8 @@ def _settled_experts(weight: Weight, quantisation: Quantisation) -> Weight:
         if packed is None:
             raise UnsupportedModel(f"{weight.name} is only partly packed", remedy="the native checkpoint")
         name = packed.tensor.name
-        fitted = _fitted(packed, cast, name, name.removesuffix(".weight"), ["Linear"], quantisation)
+        module = name.partition("[")[0].removesuffix(".weight")  # in one tensor with the others, it has a number
+        fitted = _fitted(packed, cast, name, module, ["Linear"], quantisation)
         assert fitted.packing is not None
         packings.add(fitted.packing)
         return fitted
