@@ -50,7 +50,7 @@ sanitize: $(READY)  ## the tests of the kernels, with every read, write and over
 sanitized-tests: $(SANITIZED)
 	OUTSIZE_KERNELS_LIBRARY=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
-	.venv/bin/python -m pytest -q --capture=sys -p no:cacheprovider tests/kernels/test_dispatch.py tests/kernels/test_grouped.py tests/kernels/test_bf12.py tests/kernels/test_rmsnorm.py
+	.venv/bin/python -m pytest -q --capture=sys -p no:cacheprovider tests/kernels/test_dispatch.py tests/kernels/test_float_kernels.py tests/kernels/test_grouped.py tests/kernels/test_bf12.py tests/kernels/test_rmsnorm.py
 
 $(SANITIZED): $(KERNELS) | $(READY)
 	.venv/bin/python -m outsize.kernels.cpu.build --sanitize --out $@

@@ -6,11 +6,13 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
 from checkpoints import write_checkpoint
+from safetensors.torch import load_file
 from transformers.integrations.mxfp4 import FP4_VALUES
 
 MOST = 448.0  # of e4m3
@@ -51,18 +53,35 @@ FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "we
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 
 
-def write_published(
-    folder: Path, model: Any, quantise: Quantise, stated: Mapping[str, Any], state: Parts | None = None, **config: Any
-) -> Path:
-    """Writes ``model`` with its blocks' matrices quantised; ``stated``: the quantization_config.
+def matrices(name: str) -> bool:
+    """Linear layers of blocks, and experts that are stored one by one; routers stay as they are."""
+    return "layers." in name and name.endswith("proj.weight")
 
-    ``state``: the tensors, under the checkpoint's names, where those are not the model's.
+
+def fused_experts(name: str) -> bool:
+    """gpt-oss': [experts, in, out] in transformers."""
+    return name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+
+
+def write_published(
+    folder: Path,
+    model: Any,
+    quantise: Quantise,
+    stated: Mapping[str, Any],
+    packs: Callable[[str], bool] = matrices,
+    **config: Any,
+) -> Path:
+    """Writes ``model`` under the names of published checkpoints, with some of its weights quantised.
+
+    ``stated``: the quantization_config. ``packs``: which weights, by name; those that are ``fused_experts`` are turned.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in (model.state_dict() if state is None else state).items():
-        packed = "layers." in name and tensor.dim() > 1 and not name.endswith(("gate.weight", "router.weight", "_bias"))
-        parts = quantise(tensor) if packed else {"": tensor}
-        tensors |= {f"{name}{ending}": part for ending, part in parts.items()}
+    with TemporaryDirectory() as plain:
+        model.save_pretrained(plain)
+        for name, tensor in load_file(Path(plain) / "model.safetensors").items():
+            weight = tensor.transpose(1, 2) if fused_experts(name) else tensor
+            parts = quantise(weight) if packs(name) else {"": tensor}
+            tensors |= {f"{name}{ending}": part for ending, part in parts.items()}
     return write_checkpoint(folder, model, state=tensors, config_changes={"quantization_config": stated, **config})
 
 
@@ -70,7 +89,7 @@ def transformers_own(folder: Path) -> Any:
     """The folder's model by transformers, which multiplies all weights out where it finds no GPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return transformers.AutoModelForCausalLM.from_pretrained(folder)
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
 
 
 def change_config(folder: Path, **changes: Any) -> None:

@@ -24,6 +24,8 @@ PACKINGS = (
     Packing(8, 128, words=False, scale="bfloat16", zero_points=True),
     Packing(4, 4321, words=True, scale="bfloat16"),
     Packing(8, 4321, words=False, scale="float32"),
+    Packing(8, 128, words=False, scale="float32", kind="fp8", rows=128),
+    Packing(8, 256, words=False, scale="bfloat16", kind="fp8", rows=256),
 )
 SHAPES = ((1, 7), (9, 129), (21, 384), (10, 1000), (5, 2048 + 4), (3, 4321))  # [out, in]: tails of every kind
 
@@ -114,7 +116,8 @@ def test_many_rows_are_multiplied_tile_by_tile(build: str, packing: Packing, mon
         y = linear(x, weight, bias)
         assert y.dtype == dtype
         size = x.double().abs() @ exact(weight).abs().T
-        assert ((y.double() - true).abs() <= torch.finfo(dtype).eps * (true.abs() + size)).all()
+        # torch's own sums of 1000 products in float32 are off by up to one eps of their size.
+        assert ((y.double() - true).abs() <= 2 * torch.finfo(dtype).eps * (true.abs() + size)).all()
 
 
 def test_shapes_and_layouts_are_those_of_linear(build: str) -> None:
@@ -160,7 +163,11 @@ def test_gradients_come_from_torch(build: str) -> None:
 
 
 def test_groups_that_no_kernel_knows_go_to_the_twin(build: str) -> None:
-    packing = Packing(4, 40, words=True, scale="float32")
-    weight = packed_weight(packing, 5, 200)
-    x = torch.randn(2, 200)
-    torch.testing.assert_close(linear(x, weight), functional.linear(x, exact(weight).float()))
+    for packing in (
+        Packing(4, 40, words=True, scale="float32"),
+        Packing(8, 64, words=False, scale="float32", kind="fp8", rows=64),
+        Packing(8, 128, words=False, scale="float32", kind="fp8", rows=1),
+    ):
+        weight = packed_weight(packing, 5, 200)
+        x = torch.randn(2, 200)
+        torch.testing.assert_close(linear(x, weight), functional.linear(x, exact(weight).float()))

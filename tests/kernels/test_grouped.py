@@ -29,6 +29,8 @@ PACKINGS = (
     Packing(8, 64, words=False, scale="float32"),
     Packing(8, 128, words=False, scale="bfloat16", zero_points=True),
     Packing(4, 4321, words=True, scale="bfloat16", zero_points=True),
+    Packing(8, 128, words=False, scale="float32", kind="fp8", rows=128),
+    Packing(8, 256, words=False, scale="bfloat16", kind="fp8", rows=256),
 )
 SHAPES = (((3,), 7), ((9, 5), 129), ((100,), 384), ((40, 47), 1000), ((257, 16, 8), 260))  # outputs of weights, inputs
 ROWS = ((1,), (1, 1, 1, 1, 1, 1, 1, 1), (2, 0, 16), (3, 1, 7, 8), tuple(range(1, 17)), (5, 20, 4))

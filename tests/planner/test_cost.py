@@ -19,6 +19,10 @@ def test_a_measured_matmul_rate_is_used_and_a_missing_one_is_a_share_of_the_memo
     assert cost.decode_rate(RAM, "float64") == pytest.approx(31e9)
     assert cost.decode_rate(gpu(0, GIB, rate=1e12), "float16") == pytest.approx(0.8e12)
     assert cost.decode_rate(gpu(0, GIB, rate=1e12), "int4") == pytest.approx(0.35e12)
+    assert cost.decode_rate(gpu(0, GIB, rate=1e12), "fp8") == pytest.approx(0.04e12)  # torch multiplies it out
+    int8 = replace(RAM, matmul_bytes_per_s={"int8": 50e9})
+    assert cost.decode_rate(int8, "fp8") == pytest.approx(30e9)  # as a share of a format that was measured
+    assert cost.decode_rate(replace(int8, matmul_bytes_per_s={"fp8": 42e9}), "fp8") == 42e9
     assert cost.decode_rate(gpu(0, GIB, rate=1e11, emulated=True), "float16") == pytest.approx(90e9)
 
 

@@ -46,6 +46,8 @@ TABLE: dict[tuple[str, str], tuple[Kernel, ...]] = {
     ("cpu", "native"): NATIVE,
     ("cpu", "int8"): CPU_PACKED,
     ("cpu", "int4"): CPU_PACKED,
+    ("cpu", "fp8"): CPU_PACKED,
+    ("cpu", "mxfp4"): CPU_PACKED,
     ("cpu", "bf12"): CPU_BF12,
     ("cuda", "int8"): CUDA_PACKED,
     ("cuda", "int4"): CUDA_PACKED,
@@ -61,8 +63,10 @@ def linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
     to 16 bits, ``largest`` = 32639, or bf16 beside int4 to 12, 1919. Products are summed exactly within a block, so
     that with ``most`` the largest |x| of a block ``|error| <= sum over blocks of most / (2 * largest) * sum|w in
     block|``, and for fp32's rounding at most ``(blocks + 16) * 2**-23 * sum|x| * (|w| + |zero| * scale)``, zero
-    being 2**(bits - 1) plus the zero point; the result is rounded to x's type. A row gives the same bits whatever
-    rows are beside it. Activations that are not finite give NaN; those below 2**-100 count as zero.
+    being 2**(bits - 1) plus the zero point; the result is rounded to x's type. mxfp4 is multiplied so too, in blocks
+    of 128 with ``largest`` = 32639 and zero = 0; fp8 with x as it is, and fp32's rounding alone, at most ``(blocks +
+    24) * 2**-23 * sum|x| * |w|``. A row gives the same bits whatever rows are beside it. Activations that are not
+    finite give NaN; those below 2**-100 count as zero.
 
     More rows of packed and 12-bit weights are multiplied by torch with tiles of at most 16 MiB, rounded to x's
     type. On GPUs see ``kernels.cuda``. Other devices, types and layouts, gradients, and OUTSIZE_KERNELS=torch: the
@@ -111,6 +115,8 @@ GROUPED: dict[tuple[str, str], GroupedKernel] = {
     ("cpu", "native"): GroupedKernel("cpu native, grouped", cpu.MOST_ROWS, grouped.native_with, grouped.multiply),
     ("cpu", "int8"): CPU_GROUPED,
     ("cpu", "int4"): CPU_GROUPED,
+    ("cpu", "fp8"): CPU_GROUPED,
+    ("cpu", "mxfp4"): CPU_GROUPED,
     ("cpu", "bf12"): GroupedKernel("cpu bf12, grouped", cpu.MOST_ROWS, grouped.bf12_with, grouped.multiply),
 }
 

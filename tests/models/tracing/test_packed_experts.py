@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Architecture
-from published_formats import FP8, MXFP4, fp8, mxfp4, transformers_own, write_published
+from published_formats import FP8, MXFP4, fp8, fused_experts, mxfp4, transformers_own, write_published
 from safetensors import safe_open
 
 from outsize.kernels.weights import PackedWeight
@@ -38,28 +38,13 @@ PATH = "model.layers.1.mlp.experts"
 def write_gpt_oss(folder: Path) -> Path:
     """As gpt-oss is published: experts [experts, out, in] in blocks, biases and all else in bfloat16."""
     model = Architecture("gpt_oss", SMALL, dtype=torch.bfloat16).make_model()
-    state = {}
-    for name, tensor in model.state_dict().items():
-        fused = name.endswith(("gate_up_proj", "down_proj"))  # [experts, in, out] in transformers
-        parts = mxfp4(tensor.transpose(1, 2)) if fused else {"": tensor}
-        state |= {f"{name}{ending}": part for ending, part in parts.items()}
-    return write_published(folder, model, lambda weight: {"": weight}, MXFP4, state)
+    return write_published(folder, model, mxfp4, MXFP4, fused_experts)
 
 
 def write_qwen3_moe(folder: Path) -> Path:
     """As Qwen3's are published: a tensor for each expert, in fp8."""
     model = Architecture("qwen3_moe", SMALL, dtype=torch.bfloat16).make_model()
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith("gate_up_proj"):
-            for i, both in enumerate(tensor):
-                path = f"{name.removesuffix('gate_up_proj')}{i}"
-                state[f"{path}.gate_proj.weight"], state[f"{path}.up_proj.weight"] = both.chunk(2)
-        elif name.endswith("experts.down_proj"):
-            state |= {f"{name.removesuffix('down_proj')}{i}.down_proj.weight": one for i, one in enumerate(tensor)}
-        else:
-            state[name] = tensor
-    return write_published(folder, model, fp8((8, 8)), {**FP8, "weight_block_size": [8, 8]}, state)
+    return write_published(folder, model, fp8((8, 8)), {**FP8, "weight_block_size": [8, 8]})
 
 
 def skeleton_of(path: Path) -> tuple[tracing.Skeleton, Any]:

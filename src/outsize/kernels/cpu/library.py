@@ -17,7 +17,7 @@ from outsize.kernels.cpu.build import HERE, file_name
 VARIABLE = "OUTSIZE_KERNELS"  # auto, torch or the name of a build
 LIBRARY = "OUTSIZE_KERNELS_LIBRARY"  # another file than the one beside this
 BUILDS = ("baseline", "avx2", "avx512", "vnni", "bf16")  # in the library's order; each is faster than those before it
-ABI = 5
+ABI = 6
 REBUILD = "python -m outsize.kernels.cpu.build"
 
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64

@@ -16,9 +16,10 @@ MOST_ROWS = 16  # of activations that one reading of the weights serves; more go
 TILED_FROM = 4  # rows: more in bf16 go to torch's matmul, where the processor multiplies tiles (AMX)
 SCRATCH_BYTES = 16 << 20  # most that a weight multiplied out takes at a time, for many rows
 TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # as in kernels.h
+BLOCK = 128  # inputs that the kernels take at a time
 WORD_ROWS = 8  # rows that share a word of zero points, at most
 # As in kernels.h.
-NIBBLES, BYTES, SIGNED_BYTES = range(3)
+NIBBLES, BYTES, SIGNED_BYTES, _, E2M1, E4M3 = range(6)
 NO_ZEROS, PACKED_ZEROS, BYTE_ZEROS = range(3)
 
 Tensor = torch.Tensor
@@ -129,7 +130,7 @@ def _describe(weight: Any, packing: Packing) -> tuple[int, int, tuple[Any, ...]]
     values, scale, zero = weight.values, weight.scale, weight.zero_point
     out, inputs = weight.shape
     if packing.kind != "int":
-        return out, inputs, ()
+        return out, inputs, _floats(weight, packing)
     stored = values.shape[1]
     block = block_of(packing.group, inputs)
     wide = (inputs * packing.bits + 31) // 32 if packing.words else inputs
@@ -143,9 +144,19 @@ def _describe(weight: Any, packing: Packing) -> tuple[int, int, tuple[Any, ...]]
     )  # fmt: skip
 
 
-def largest(bits: int, activations: torch.dtype) -> int:
-    """The integer that the largest activation of a block becomes, beside weights of that many bits; at least."""
-    return LARGEST_FOLDED if bits == 4 and activations == torch.bfloat16 else LARGEST
+def _floats(weight: Any, packing: Packing) -> tuple[Any, ...]:
+    """fp8 and mxfp4: of fp8 blocks of 128 inputs or a multiple, and as many outputs."""
+    values, scale, square = weight.values, weight.scale, packing.rows == packing.group and packing.group % BLOCK == 0
+    if not _within_reach(values, scale, None) or (packing.kind == "fp8" and not (square and scale.dtype in TYPES)):
+        return ()
+    kind, scales = (E4M3, TYPES[scale.dtype]) if packing.kind == "fp8" else (E2M1, 0)
+    stride = weight.shape[1] * packing.bits // 8
+    return values.data_ptr(), kind, stride, packing.group, BLOCK, scale.data_ptr(), scales, None, NO_ZEROS
+
+
+def largest(packing: Packing, activations: torch.dtype) -> int:
+    """The integer that the largest activation of a block becomes, beside weights that are packed so; at least."""
+    return LARGEST_FOLDED if packing.format == "int4" and activations == torch.bfloat16 else LARGEST
 
 
 def block_of(group: int, inputs: int) -> int:

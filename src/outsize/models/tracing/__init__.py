@@ -305,11 +305,9 @@ def _stored_shape(weight: Weight) -> tuple[int, ...]:
     """The shape of a weight; of packed experts [matrices, out, in], for each of them has its own scales."""
     if weight.packing is None or not weight.experts:
         return weight.shape
-    first = next(sources(weight.experts[0][0]))
-    shapes = {matrix.tensor.shape for of_one in weight.experts for matrix in of_one if isinstance(matrix, Packed)}
-    if len(shapes) > 1:
-        raise UnsupportedModel(f"{weight.name} is put together from packed weights of several shapes, as {first.name}")
-    return (sum(len(of_one) for of_one in weight.experts), *shapes.pop())
+    matrices = [matrix for of_one in weight.experts for matrix in of_one]
+    (shape,) = {matrix.tensor.shape for matrix in matrices if isinstance(matrix, Packed)}
+    return (len(matrices), *shape)
 
 
 def _stored_dtype(weight: Weight) -> str:

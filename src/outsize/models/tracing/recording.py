@@ -157,7 +157,7 @@ class RecordingTensor(torch.Tensor):
         if not isinstance(stored, PackedTensor):
             return cls(shadow, Source(stored), same)
         made = cls(shadow, Packed(stored, stored.packing), same)
-        turned = stored.packing is not None and stored.packing.kind == "mxfp4"
+        turned = len(stored.shape) == 3 and stored.packing is not None and stored.packing.kind == "mxfp4"
         return made.transpose(1, 2) if turned else made  # type: ignore[return-value]
 
     @classmethod

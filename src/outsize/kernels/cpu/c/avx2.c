@@ -82,6 +82,65 @@ INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(scale), sum);
 }
 
+/* ---- floats: see floats.h ---- */
+
+#define E2M1_ZERO 12
+#define E4M3_UNIT 256.0f
+
+typedef struct {
+    vector half[2];
+} powers;
+typedef __m256i most_bytes;
+
+INLINE weights look_up(const uint8_t *w) {
+    const __m256i table = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    weights to = unpack(w, 0, NIBBLES, 128);
+    for (int i = 0; i < 4; i++) to.part[i] = _mm256_shuffle_epi8(table, to.part[i]);
+    return to;
+}
+
+INLINE powers powers_of(const uint8_t *exponents) {
+    const __m256i least = _mm256_set1_epi32(1 << 22);
+    powers to;
+    for (int i = 0; i < 2; i++) {
+        const __m256i bits = _mm256_set_m128i(_mm_set1_epi32(exponents[2 * i + 1] << 23), _mm_set1_epi32(exponents[2 * i] << 23));
+        to.half[i] = _mm256_castsi256_ps(_mm256_max_epi32(bits, least));
+    }
+    return to;
+}
+
+INLINE vector add_e2m1(vector sum, weights w, const int8_t *x, float scale, powers each) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int i = 0; i < 2; i++) { /* at most 2 * 2 * 24 * 128 < 2**15 */
+        const __m256i even = w.part[i], odd = w.part[2 + i];
+        const int8_t *at = x + 32 * i;
+        __m256i high = _mm256_add_epi16(_mm256_maddubs_epi16(even, LOAD(at)), _mm256_maddubs_epi16(odd, LOAD(at + 64)));
+        __m256i low = _mm256_add_epi16(_mm256_maddubs_epi16(even, LOAD(at + 128)), _mm256_maddubs_epi16(odd, LOAD(at + 192)));
+        __m256i dots = _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(high, ones), 8), _mm256_madd_epi16(low, ones));
+        dots = _mm256_add_epi32(dots, LOAD(at + 256));
+        sum = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dots), _mm256_set1_ps(scale)), each.half[i], sum);
+    }
+    return sum;
+}
+
+/* Sign, exponent and mantissa go where fp16 has them. Its exponents are 8 larger. */
+INLINE void load_e4m3(vector *to, const uint8_t *w) {
+    __m256i bits = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w)), 7);
+    bits = _mm256_and_si256(bits, _mm256_set1_epi16((short)0xbf80)); /* of two copies of the sign, one */
+    to[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(bits));
+    to[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1));
+}
+
+INLINE most_bytes no_bytes(void) { return _mm256_setzero_si256(); }
+
+INLINE most_bytes most_of(most_bytes most, const uint8_t *w) {
+    for (int i = 0; i < 128; i += 32) most = _mm256_max_epu8(most, _mm256_and_si256(LOAD(w + i), _mm256_set1_epi8(0x7f)));
+    return most;
+}
+
+INLINE int is_nan(most_bytes most) { return _mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(0x7f))) != 0; }
+
 #include "packed.h"
 #include "norm.h"
 #include "plain.h"

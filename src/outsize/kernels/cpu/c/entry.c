@@ -93,11 +93,12 @@ EXPORT int outsize_plain(int build, int threads, int64_t rows, int64_t in, int64
 
 size_t outsize_lay_out(struct call *c, char *base) {
     const int block = c->packed->block;
+    const size_t prepared = prepared_bytes(c->packed->kind, block);
     const int64_t blocks = (c->in + block - 1) / block, padded = (blocks + LANES - 1) / LANES * LANES;
     size_t at = 0;
     for (int64_t row = 0, group = 0; row < c->rows; group++) {
         const int64_t together = packed_rows_at_once(c->rows - row, block);
-        const size_t count = (size_t)(padded * together), values = count * 2 * (size_t)block, floats = count * sizeof(float);
+        const size_t count = (size_t)(padded * together), values = count * prepared, floats = count * sizeof(float);
         if (base) {
             struct rows *to = &c->quantised[group];
             to->blocks = padded;

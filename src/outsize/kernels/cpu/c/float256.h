@@ -8,6 +8,7 @@ typedef __m256 vector;
 
 INLINE vector zero_vector(void) { return _mm256_setzero_ps(); }
 INLINE vector load_floats(const float *x) { return _mm256_loadu_ps(x); }
+INLINE vector broadcast(float f) { return _mm256_set1_ps(f); }
 INLINE vector fused(vector a, vector b, vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 INLINE vector add(vector a, vector b) { return _mm256_add_ps(a, b); }
 

@@ -145,7 +145,7 @@ static int share_activations(const struct product *a, const struct product *b) {
     if (a->job.form == PLAIN) return a->call.weight_type == b->call.weight_type;
     if (a->job.form == TWELVE_BITS) return 1;
     const struct packed *v = a->call.packed, *w = b->call.packed;
-    return v->block == w->block && (v->kind == NIBBLES) == (w->kind == NIBBLES);
+    return v->block == w->block && prepared_as(v->kind) == prepared_as(w->kind);
 }
 
 /* Product i of those that begin at `products`, but for its scratch. */

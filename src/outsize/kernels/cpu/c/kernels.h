@@ -2,6 +2,7 @@
 #ifndef OUTSIZE_KERNELS_H
 #define OUTSIZE_KERNELS_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -10,11 +11,12 @@
 #define INLINE static inline __attribute__((always_inline))
 #endif
 #define EXPORT __attribute__((visibility("default")))
-#define ABI 5
+#define ABI 6
 
 enum { BF16 = 0, FP16 = 1, FP32 = 2 };              /* types of activations, plain weights and scales */
 enum { NIBBLES = 0, BYTES = 1, SIGNED_BYTES = 2 };  /* stored values: value + 8, value + 128, value */
 enum { FOLDED_NIBBLES = 3 };                        /* NIBBLES, multiplied in another way: see FOLDED */
+enum { E2M1 = 4, E4M3 = 5 };                        /* floats of 4 bits, two to a byte, and of 8: see floats.h */
 enum { NO_ZEROS = 0, PACKED_ZEROS = 1, BYTE_ZEROS = 2 };
 
 enum {
@@ -34,7 +36,9 @@ enum {
  * for activations in bf16, whose own rounding is no finer. */
 enum { WORDS, PLANES, FOLDED };
 
-/* A weight [out, in], quantised in groups of `group` inputs along a row. */
+/* A weight [out, in], quantised in groups of `group` inputs along a row. E2M1: `scale` has a byte e for 2 ** (e - 127), and
+ * a group is of 32. E4M3: `group` rows share a scale, too, [ceil(out / group), groups]; a group is of 128 or a multiple.
+ * Neither has zeros. */
 struct packed {
     int64_t in, out, group, groups, stride; /* stride: bytes of a row of values */
     const uint8_t *values;
@@ -47,7 +51,7 @@ struct packed {
 /* Activations, quantised: blocks of up to 8 rows beside each other. */
 struct rows {
     int64_t blocks; /* padded to LANES */
-    int8_t *values; /* [blocks, rows, 2 * block]: two planes of bytes, or words */
+    int8_t *values; /* [blocks, rows, prepared_bytes]: two planes of bytes, or words; floats for E4M3 */
     float *scales;  /* [blocks, rows] */
     float *sums;    /* [rows, blocks]: of activations, as rounded */
 };
@@ -146,6 +150,16 @@ INLINE int packed_rows_at_once(int64_t left, int block) {
     return block == 128 ? rows_at_once(left) : left >= 4 ? 4 : 1;
 }
 
+/* How activations are prepared for weights of that kind: as for another of the same number. */
+INLINE int prepared_as(int kind) { return kind == SIGNED_BYTES ? BYTES : kind; }
+
+/* Bytes of a block of one row of them. E2M1: the sums of 16 times 8 neighbours stand behind the two planes. */
+enum { PREPARED_E2M1 = 2 * 128 + 16 * 4 };
+
+INLINE size_t prepared_bytes(int kind, int block) {
+    return kind == E2M1 ? (size_t)PREPARED_E2M1 : (kind == E4M3 ? 4 : 2) * (size_t)block;
+}
+
 INLINE uint32_t bits_of(float f) {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
@@ -183,6 +197,26 @@ INLINE uint16_t to_fp16(float f) {
         return (uint16_t)(sign | (bits_of(float_of(u) + 0.5f) - 0x3f000000u));
     return (uint16_t)(sign | ((u - 0x38000000u + 0xfff + ((u >> 13) & 1)) >> 13));
 }
+
+/* A sign, four bits of exponent and three of mantissa; the largest of each sign are NaN. A table, because there are few, and
+ * because processors multiply subnormal numbers a hundred times more slowly. */
+INLINE float from_e4m3(uint8_t b) {
+#define WHOLE(b) ((((b)&0x78) ? 8 + ((b)&7) : 2 * ((b)&7)) << ((b) >> 3 & 15)) /* in 1024ths */
+#define ONE(b) (((b)&127) == 127 ? NAN : ((b)&128 ? -1.0f : 1.0f) * WHOLE(b) / 1024)
+#define FOUR(b) ONE(b), ONE((b) + 1), ONE((b) + 2), ONE((b) + 3)
+#define SIXTEEN(b) FOUR(b), FOUR((b) + 4), FOUR((b) + 8), FOUR((b) + 12)
+#define MANY(b) SIXTEEN(b), SIXTEEN((b) + 16), SIXTEEN((b) + 32), SIXTEEN((b) + 48)
+    static const float numbers[256] = {MANY(0), MANY(64), MANY(128), MANY(192)};
+#undef WHOLE
+#undef ONE
+#undef FOUR
+#undef SIXTEEN
+#undef MANY
+    return numbers[b];
+}
+
+/* 2 ** (e - 127); infinite for 255, which stands for no number. */
+INLINE float from_e8m0(uint8_t e) { return float_of(e ? (uint32_t)e << 23 : 1u << 22); }
 
 INLINE float load_one(const void *p, int type, int64_t i) {
     if (type == FP32) return ((const float *)p)[i];

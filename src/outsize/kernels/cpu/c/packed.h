@@ -20,8 +20,16 @@ INLINE void into_planes(int8_t *to, const int16_t *q, int block) {
     for (int i = 0; i < block; i++) to[block + i] = (int8_t)(uint8_t)q[i]; /* what 256 * high leaves */
 }
 
-/* Quantise one block of one row; returns the sum of what x became, for the zero points. */
-INLINE float quantise_block(int8_t *to, float *scale, const float *x, int layout, int nibbles, int block) {
+/* What E2M1_ZERO adds to the sum of each 8 products. */
+INLINE void take_zeros(int8_t *to, const int16_t *q) {
+    int32_t zeros[16] = {0};
+    for (int i = 0; i < 128; i++) zeros[i / 8] -= E2M1_ZERO * q[i];
+    memcpy(to, zeros, sizeof zeros);
+}
+
+/* Quantise one block of one row, for weights of that kind; returns the sum of what x became, for the zero points. */
+INLINE float quantise_block(int8_t *to, float *scale, const float *x, int kind, int block) {
+    const int layout = LAYOUT(kind == E2M1 ? NIBBLES : kind);
     const float largest = layout == FOLDED ? LARGEST_FOLDED : LARGEST;
     uint32_t most = 0;
     for (int i = 0; i < block; i++) {
@@ -29,7 +37,7 @@ INLINE float quantise_block(int8_t *to, float *scale, const float *x, int layout
         most = most > u ? most : u;
     }
     if (most >= 0x7f800000u || most < 0x0d800000u) { /* not finite: all that follows is NaN; below 2**-100: zero */
-        memset(to, 0, 2 * (size_t)block);
+        memset(to, 0, prepared_bytes(kind, block));
         *scale = most >= 0x7f800000u ? float_of(0x7fc00000u) : 0.0f;
         return *scale;
     }
@@ -42,10 +50,11 @@ INLINE float quantise_block(int8_t *to, float *scale, const float *x, int layout
         q[i] = (int16_t)one;
         total += one;
     }
-    *scale = layout == FOLDED ? step / 16 : step;
+    *scale = layout == FOLDED ? step / 16 : kind == E2M1 ? step / 2 : step; /* which beside E2M1 are doubled */
+    if (kind == E2M1) take_zeros(to + 256, q);
     if (layout == WORDS) {
         memcpy(to, q, 2 * (size_t)block);
-    } else if (!nibbles) {
+    } else if (kind == BYTES) {
         into_planes(to, q, block);
     } else {
         for (int i = 0; i < block / 2; i++) {
@@ -58,10 +67,10 @@ INLINE float quantise_block(int8_t *to, float *scale, const float *x, int layout
     return (float)total * step;
 }
 
-/* NIBBLES, FOLDED_NIBBLES or BYTES. */
+/* NIBBLES, FOLDED_NIBBLES, BYTES, E2M1 or E4M3. */
 INLINE int kind_of(const struct call *c) {
-    if (c->packed->kind != NIBBLES) return BYTES;
-    return FOLDS && c->x_type == BF16 ? FOLDED_NIBBLES : NIBBLES;
+    const int kind = prepared_as(c->packed->kind);
+    return FOLDS && kind == NIBBLES && c->x_type == BF16 ? FOLDED_NIBBLES : kind;
 }
 
 static void quantise(const struct call *c, int64_t first, int64_t last) {
@@ -74,11 +83,14 @@ static void quantise(const struct call *c, int64_t first, int64_t last) {
             for (int r = 0; r < together; r++) {
                 float x[128];
                 int64_t start = b * w->block, left = c->in - start, at = b * together + r;
+                int8_t *own = to->values + (size_t)at * prepared_bytes(kind, w->block);
                 if (left < w->block) memset(x, 0, sizeof x);
                 load_some(x, c->x, c->x_type, (row + r) * c->in + start, left < w->block ? left : w->block);
-                to->sums[r * to->blocks + b] =
-                    quantise_block(to->values + at * 2 * w->block, &to->scales[r * to->blocks + b], x, LAYOUT(kind),
-                                   kind != BYTES, w->block);
+                if (kind == E4M3)
+                    memcpy(own, x, sizeof x);
+                else
+                    to->sums[r * to->blocks + b] =
+                        quantise_block(own, &to->scales[r * to->blocks + b], x, kind, w->block);
             }
         }
         row += together;
@@ -167,6 +179,8 @@ typedef void row_function(float *sums, const struct packed *w, const struct rows
      {{0}, {row_1_1_##kind##_64, 0, row_1_4_##kind##_64, 0}},                                                        \
      {{0}, {row_1_1_##kind##_32, 0, row_1_4_##kind##_32, 0}}}
 
+#include "floats.h"
+
 ROWS(nibbles)
 ROWS(bytes)
 #if FOLDS
@@ -179,6 +193,8 @@ static row_function *const row_functions[][3][2][4] = {
 #if FOLDS
     [FOLDED_NIBBLES] = NAMES(folded),
 #endif
+    [E2M1] = FLOAT_NAMES(e2m1),
+    [E4M3] = FLOAT_NAMES(e4m3),
 };
 
 /* Outputs out, out + apart, ..., `outputs` of them: 1 or STREAMS. */

@@ -107,6 +107,54 @@ INLINE vector add_block(vector sum, weights w, const int8_t *x, float scale, int
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot(w, x, kind, block)), _mm512_set1_ps(scale), sum);
 }
 
+/* ---- floats: see floats.h ---- */
+
+#define E2M1_ZERO 12
+#define E4M3_UNIT 256.0f
+
+typedef vector powers;
+typedef __m512i most_bytes;
+
+INLINE weights look_up(const uint8_t *w) {
+    const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const __m512i mask = _mm512_set1_epi8(15), raw = LOAD(w);
+    prefetch(w);
+    return (weights){_mm512_shuffle_epi8(table, _mm512_and_si512(raw, mask)),
+                     _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask))};
+}
+
+INLINE powers powers_of(const uint8_t *exponents) {
+    int32_t four;
+    memcpy(&four, exponents, 4);
+    const __m128i places = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    __m512i bits = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(_mm_set1_epi32(four), places));
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(bits, 23), _mm512_set1_epi32(1 << 22)));
+}
+
+INLINE vector add_e2m1(vector sum, weights w, const int8_t *x, float scale, powers each) {
+    __m512i high = dot_plane(dot_plane(_mm512_setzero_si512(), w.first, LOAD(x)), w.second, LOAD(x + 64));
+    __m512i dots = _mm512_add_epi32(_mm512_slli_epi32(high, 8), LOAD(x + 256));
+    dots = dot_plane(dot_plane(dots, w.first, LOAD(x + 128)), w.second, LOAD(x + 192));
+    return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(scale)), each, sum);
+}
+
+/* Sign, exponent and mantissa go where fp16 has them. Its exponents are 8 larger. */
+INLINE void load_e4m3(vector *to, const uint8_t *w) {
+    __m512i bits = _mm512_slli_epi16(_mm512_cvtepi8_epi16(LOAD_HALF(w)), 7);
+    bits = _mm512_and_si512(bits, _mm512_set1_epi16((short)0xbf80)); /* of two copies of the sign, one */
+    to[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(bits));
+    to[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(bits, 1));
+}
+
+INLINE most_bytes no_bytes(void) { return _mm512_setzero_si512(); }
+
+INLINE most_bytes most_of(most_bytes most, const uint8_t *w) {
+    const __m512i rest = _mm512_set1_epi8(0x7f);
+    return _mm512_max_epu8(_mm512_max_epu8(most, _mm512_and_si512(LOAD(w), rest)), _mm512_and_si512(LOAD(w + 64), rest));
+}
+
+INLINE int is_nan(most_bytes most) { return _mm512_cmpeq_epi8_mask(most, _mm512_set1_epi8(0x7f)) != 0; }
+
 #define HAS_MULTIPLY_OUT
 
 /* Sixteen numbers as bf16 or fp16, to nearest even; numbers only, no NaN. */
@@ -119,6 +167,25 @@ INLINE __m256i to_half(vector v, int type) {
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
 #endif
+}
+
+/* 32 nibbles, each one of sixteen numbers of 16 bits. */
+INLINE void look_up_32(uint16_t *to, const uint8_t *values, __m256i numbers) {
+    __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)values));
+    pairs = _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)), _mm256_set1_epi16(0x0f0f));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(pairs), join(numbers, numbers)));
+}
+
+/* 128 weights, all of them numbers. */
+INLINE void multiply_e4m3(uint16_t *to, int type, const uint8_t *values, float scale) {
+    for (int i = 0; i < 128; i += 32) {
+        vector two[2];
+        load_e4m3(two, values + i);
+        for (int j = 0; j < 2; j++) {
+            const vector number = _mm512_mul_ps(two[j], _mm512_set1_ps(E4M3_UNIT));
+            _mm256_storeu_si256((__m256i *)(to + i + 16 * j), to_half(_mm512_mul_ps(number, _mm512_set1_ps(scale)), type));
+        }
+    }
 }
 
 /* 128 weights. Nibbles are looked up: there are sixteen of them. */
@@ -134,10 +201,11 @@ INLINE void multiply_out(uint16_t *to, int type, const uint8_t *values, int kind
     }
     const vector all = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m256i half = to_half(_mm512_mul_ps(_mm512_sub_ps(all, zeros), scales), type);
-    const __m512i table = join(half, half);
-    for (int i = 0; i < 128; i += 32) {
-        __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(values + i / 2)));
-        pairs = _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)), _mm256_set1_epi16(0x0f0f));
-        _mm512_storeu_si512(to + i, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(pairs), table));
-    }
+    for (int i = 0; i < 128; i += 32) look_up_32(to + i, values + i / 2, half);
+}
+
+/* 32 weights. */
+INLINE void multiply_e2m1(uint16_t *to, int type, const uint8_t *values, float scale) {
+    const vector all = _mm512_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6);
+    look_up_32(to, values, to_half(_mm512_mul_ps(all, _mm512_set1_ps(scale)), type));
 }
