@@ -1,0 +1,129 @@
+"""Mixtures of experts: where their experts rest, what the cache holds, and what a token reads."""
+
+from dataclasses import replace
+
+import pytest
+from planner.shapes import GIB, decoder, gpu, machine, weight
+
+from outsize.models.resolve import shipped_spec
+from outsize.models.spec import CacheSpec, ModuleSpec
+from outsize.planner import cost
+from outsize.planner.footprint import expert_copy_bytes, expert_slot_bytes, least_expert_slots
+from outsize.planner.plan_json import group_to_json
+from outsize.planner.planner import make_request, plan_one
+from outsize.planner.routing import scan_from, touched
+from outsize.planner.sweep_cost import SweepCost, Turn
+
+A3B = shipped_spec("Qwen/Qwen3-30B-A3B")
+
+
+def planned(ram, weights="int4", *, spec=A3B, gpus=(), batch=1):
+    here = machine(ram, *gpus, disk_rate=2e9)
+    return here, plan_one(spec, here, make_request(spec, context=512, batch=batch), weights)
+
+
+def routed(plan):
+    return [group for group in plan.groups if group.experts]
+
+
+def test_all_rest_in_ram_where_they_fit():
+    _, plan = planned(32 * GIB)
+    assert plan.fits
+    assert {(g.tier, g.residency, g.buffer_bytes) for g in routed(plan)} == {("ram", "resident", 0)}
+    assert plan.expert_slots == 48 * 128
+    assert plan.predicted.expert_hit_rate is None
+    assert plan.predicted.disk_bytes_per_token == 0
+    assert {g.use for g in routed(plan)} == {8 / 128}
+    assert "8 of 128 for each token" in routed(plan)[0].reason
+    assert group_to_json(routed(plan)[0])["experts"] == 128
+
+
+def test_a_cache_takes_what_is_left_and_tokens_read_what_it_misses():
+    _, plan = planned(8 * GIB)
+    usage = plan.usage["ram"]
+    assert plan.fits
+    assert {(g.tier, g.residency) for g in routed(plan)} == {("disk", "cached")}
+    assert usage.expert_cache_bytes == plan.expert_slots * plan.expert_slot_bytes
+    assert 0 <= usage.capacity_bytes - usage.total_bytes < 2 * plan.expert_slot_bytes
+    held = plan.expert_slots / (48 * 128)
+    assert plan.predicted.expert_hit_rate == pytest.approx(held)
+    used = sum(g.disk_bytes for g in routed(plan)) * 8 / 128
+    assert plan.predicted.disk_bytes_per_token == pytest.approx((1 - held) * used, rel=1e-6)
+    assert plan.predicted.bottleneck == "disk"
+    assert "read at" in routed(plan)[0].reason
+
+
+def test_more_memory_is_never_slower():
+    seconds = [planned(gib * GIB)[1].predicted.token_s for gib in (4, 6, 8, 12, 16, 24, 32)]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_gpus_take_whole_layers_of_experts_after_the_rest():
+    _, plan = planned(16 * GIB, gpus=(gpu(0, 8 * GIB),))
+    tiers = {group.tier for group in routed(plan)}
+    assert "gpu0" in tiers
+    assert all(g.tier == "gpu0" for g in plan.groups if g.module.startswith("model.layers.") and not g.experts)
+    assert "resident and computed there" in next(g.reason for g in routed(plan) if g.tier == "gpu0")
+    assert plan.expert_slots >= sum(g.experts for g in routed(plan) if g.tier == "ram")
+
+
+def test_some_rest_on_a_gpu_and_the_others_share_a_cache():
+    _, plan = planned(4 * GIB, gpus=(gpu(0, 6 * GIB),))
+    assert {group.tier for group in routed(plan)} == {"gpu0", "disk"}
+    assert plan.usage["ram"].expert_cache_bytes == plan.expert_slots * plan.expert_slot_bytes
+
+
+def test_earlier_uses_predict_more_hits_than_uniform_routing():
+    names = [module.name for module in A3B.modules if module.experts]
+    skewed = replace(A3B, uses={name: tuple(1000 if i < 16 else 1 for i in range(128)) for name in names})
+    assert planned(8 * GIB, spec=skewed)[1].predicted.expert_hit_rate > 0.9
+    partly = replace(A3B, uses={names[0]: skewed.uses[names[0]]})
+    assert planned(8 * GIB, spec=partly)[1].predicted.expert_hit_rate == planned(8 * GIB)[1].predicted.expert_hit_rate
+
+
+def test_a_prompt_reads_nearly_all_once_and_ahead():
+    here, plan = planned(8 * GIB)
+    model = SweepCost.of(A3B, here, plan)
+    whole = sum(group.disk_bytes for group in routed(plan))
+    assert model.expert_bytes(512) == pytest.approx((1 - plan.predicted.expert_hit_rate) * whole, rel=1e-3)
+    few, many = (model.sweep_s((Turn(1, n, 0, 1),)) for n in (1, 512))
+    assert few < many < 512 * few
+    assert model.first_s((Turn(1, 4, 0, 1, first=True),), warm=True) > model.sweep_s((Turn(1, 4, 0, 1),))
+
+
+def test_computing_experts_takes_the_bytes_of_those_that_are_used():
+    here, module = machine(8 * GIB), next(module for module in A3B.modules if module.experts)
+    work = cost.module_work(A3B, module, "int4")
+    one, two = (cost.compute_s(work, here.ram, n, 0) for n in (1, 2))
+    assert one < two < 2 * one
+    assert cost.compute_s(work, here.ram, 0, 0) < one
+
+
+@pytest.mark.parametrize(("experts", "per_token", "tokens"), [(8, 2, 9), (128, 8, 36), (256, 8, 73), (4, 4, 1)])
+def test_from_so_many_tokens_on_a_pass_uses_nearly_all(experts, per_token, tokens):
+    assert scan_from(experts, per_token) == tokens
+    assert touched(experts, per_token, tokens) >= 0.9
+    assert tokens == 1 or touched(experts, per_token, tokens - 1) < 0.9
+
+
+def test_a_slot_takes_one_expert_and_the_slack_of_its_reads():
+    tensors = (weight("e.up", 4, 100, 64), replace(weight("e.down", 4, 64, 100), runtime="float32"))
+    module = ModuleSpec("e", "experts", "", tensors, CacheSpec(), (), 4, 2)
+    one = 2 * 64 * 100 * 2
+    assert one + 4 * 4096 <= expert_slot_bytes(module, "native") < one + 5 * 4096
+    assert expert_copy_bytes(module, "native") == 64 * 100 * 4
+    assert least_expert_slots(10, 1 << 20) == 10
+    assert least_expert_slots(1000, 1 << 20) == 64
+    assert least_expert_slots(1000, 1 << 30) == 2
+
+
+def test_single_tensors_of_streamed_blocks_take_their_room_from_the_cache():
+    spec = decoder(6, 1024)
+    tensors = tuple(weight(f"layers.3.experts.{part}", 16, 1024, 1024) for part in ("up", "down"))
+    experts = ModuleSpec("layers.3.experts", "experts", "", tensors, CacheSpec(), (), 16, 2)
+    spec = replace(spec, modules=(*spec.modules[:5], experts, *spec.modules[5:]))
+    fitting = [plan for mib in range(540, 900, 12) if (plan := planned(mib << 20, "native", spec=spec)[1]).fits]
+    assert {g.tier for plan in fitting for g in routed(plan)} == {"ram", "disk"}
+    for plan in fitting:
+        assert plan.usage["ram"].total_bytes <= plan.usage["ram"].capacity_bytes
+        assert 2 <= plan.expert_slots <= 32
