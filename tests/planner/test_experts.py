@@ -127,3 +127,9 @@ def test_single_tensors_of_streamed_blocks_take_their_room_from_the_cache():
     for plan in fitting:
         assert plan.usage["ram"].total_bytes <= plan.usage["ram"].capacity_bytes
         assert 2 <= plan.expert_slots <= 32
+
+
+def test_a_format_that_nobody_measured_is_as_fast_as_a_share_of_its_like():
+    ram = machine(8 * GIB).ram
+    for key, like in (("fp8", "int8"), ("mxfp4", "int4")):
+        assert cost.decode_rate(ram, key) == pytest.approx(0.6 * cost.decode_rate(ram, like))

@@ -4,10 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from outsize.errors import UnsupportedModel
+from outsize.models import tracing
 from outsize.models.expert_slices import expert_tensors
+from outsize.models.files.packed_tensors import PackedTensor
+from outsize.models.quantization import Quantisation, Scheme
 from outsize.models.spec import StoredTensor
-from outsize.models.tracing.experts import split_experts, sum_dtype
-from outsize.models.tracing.recording import RecordingTensor, replay
+from outsize.models.tracing.experts import find_experts, split_experts, sum_dtype
+from outsize.models.tracing.packed_weights import settle
+from outsize.models.tracing.recording import Call, Packed, RecordingTensor, replay
+from outsize.models.tracing.units import Slot, Weight
 
 SHAPE = (3, 4, 6)  # experts, out, in
 
@@ -71,5 +77,68 @@ def test_tensors_of_each_expert():
 
 def test_sums_are_in_the_type_of_the_modules_own():
     half, single = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)
-    made_here = type("Made", (nn.Module,), {})  # without a source
-    assert sum_dtype(made_here(), half, single) == torch.bfloat16
+    without_source: dict[str, object] = {}
+    exec("def forward(self, hidden, index, weights): ...", without_source)
+    made = type("Made", (nn.Module,), {"forward": without_source["forward"]})
+    assert sum_dtype(made(), half, single) == torch.bfloat16
+
+
+class WideSum(nn.Module):
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        return torch.zeros_like(hidden_states, dtype=torch.float32)
+
+
+class WeightsSum(nn.Module):
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        return torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
+
+
+def test_some_modules_add_up_in_wider_types():
+    half = torch.zeros(1, dtype=torch.bfloat16)
+    assert sum_dtype(WideSum(), half, half) == torch.float32
+    assert sum_dtype(WeightsSum(), half, half.double()) == torch.float64
+
+
+def weight_of(module, attribute, expression, experts=()):
+    slot = Slot(module, attribute, buffer=False)
+    return Weight(attribute, SHAPE, torch.float32, expression, (slot,), matmul=False, experts=experts)
+
+
+class Marked(nn.Module):
+    has_gate = has_bias = has_post_expert_norm = is_transposed = False
+
+    def forward(self, hidden, index, weights):
+        return hidden
+
+    def _apply_gate(self, both):
+        return both
+
+
+def test_a_module_of_which_one_weight_cannot_be_taken_apart_stays_whole():
+    module, fused = Marked(), recorded("fused", SHAPE)
+    for other, apart in ((fused, True), (fused * 2, False)):
+        both = (weight_of(module, "up_proj", fused.expression), weight_of(module, "down_proj", other.expression))
+        found = find_experts(dict(enumerate(both)))
+        assert [bool(weight.experts) for weight in found.values()] == [apart, apart]
+
+
+def packed(name, shape, bits=4):
+    words = (shape[0], shape[1] * bits // 32)
+    values = StoredTensor(f"{name}_packed", "int32", words, "f", 0, 4 * words[0] * words[1])
+    scale = StoredTensor(f"{name}_scale", "bfloat16", (shape[0], 1), "f", 0, 2 * shape[0])
+    return Packed(PackedTensor(name, shape, values, scale))
+
+
+def test_packed_experts_are_packed_and_shaped_alike():
+    schemes = {"a": Scheme(4, None, True, False), "b": Scheme(8, None, True, False)}
+    quantisation = Quantisation(schemes, ())
+    a, b, longer = packed("a.weight", (4, 32)), packed("b.weight", (4, 32), 8), packed("a.weight", (8, 32))
+    fused = Call(torch.ops.aten.stack.default, ([a, b],), {})
+    made = weight_of(Marked(), "up_proj", fused, ((a,), (b,)))
+    with pytest.raises(UnsupportedModel, match="are packed in several ways"):
+        settle({0: made}, nn.Linear(1, 1), quantisation)
+    with pytest.raises(UnsupportedModel, match="put together from packed weights, which"):
+        settle({0: weight_of(nn.Linear(1, 1), "weight", fused)}, nn.Linear(1, 1), quantisation)
+    alike = settle({0: weight_of(Marked(), "up_proj", fused, ((a,), (longer,)))}, nn.Linear(1, 1), quantisation)[0]
+    with pytest.raises(UnsupportedModel, match="of several shapes"):
+        tracing._stored_shape(alike)
