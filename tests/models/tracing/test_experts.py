@@ -78,7 +78,7 @@ def test_tensors_of_each_expert():
 def test_sums_are_in_the_type_of_the_modules_own():
     half, single = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)
     without_source: dict[str, object] = {}
-    exec("def forward(self, hidden, index, weights): ...", without_source)
+    exec("def forward(self, hidden, index, weights): ...", without_source)  # noqa: S102
     made = type("Made", (nn.Module,), {"forward": without_source["forward"]})
     assert sum_dtype(made(), half, single) == torch.bfloat16
 

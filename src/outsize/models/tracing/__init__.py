@@ -306,7 +306,9 @@ def _stored_shape(weight: Weight) -> tuple[int, ...]:
     if weight.packing is None or not weight.experts:
         return weight.shape
     matrices = [matrix for of_one in weight.experts for matrix in of_one]
-    (shape,) = {matrix.tensor.shape for matrix in matrices if isinstance(matrix, Packed)}
+    shape, *others = {matrix.tensor.shape for matrix in matrices if isinstance(matrix, Packed)}
+    if others:
+        raise UnsupportedModel(f"{weight.name} is put together from packed weights of several shapes")
     return (len(matrices), *shape)
 
 
