@@ -163,10 +163,11 @@ class RoutedExperts:
         """The matrices of the given experts, some at a time, each until the next are asked for."""
         if self.group.tier not in ("ram", "disk"):
             missing = [number for number in numbers if number not in self._on_device]
-            for ready in self.cache.fetch(self.layer, missing, scan=True):
+            for ready in self.cache.fetch(self.layer, missing, scan=scan):
                 for expert in ready:
                     up, down = self._matrices_of(expert)
                     self._on_device[expert.number] = self._moved(up), self._moved(down)
+                    expert.elsewhere = True
             yield {number: self._on_device[number] for number in numbers}
             return
         for ready in self.cache.fetch(self.layer, numbers, scan=scan):

@@ -30,7 +30,7 @@ State = Literal["absent", "loading", "ready"]
 
 @dataclass(slots=True)
 class ExpertStats:
-    """What a cache has done so far. ``hits``: uses of an expert that was there, or on its way for another reason."""
+    """What a cache has done so far. ``hits``: uses of an expert that was there; ``misses``: that had to be read."""
 
     hits: int = 0
     misses: int = 0
@@ -40,7 +40,10 @@ class ExpertStats:
 
 @dataclass(slots=True, eq=False)
 class CachedExpert:
-    """One expert: its number within its layer, where its bytes are, and ``weights``: what its user made of them."""
+    """One expert: its number within its layer, where its bytes are, and ``weights``: what its user made of them.
+
+    Whoever has put its bytes elsewhere, and needs them here no more, sets ``elsewhere``.
+    """
 
     layer: int
     number: int
@@ -48,6 +51,7 @@ class CachedExpert:
     state: State = "absent"
     view: memoryview | None = None
     weights: Any = None
+    elsewhere: bool = False
     pinned: bool = False  # somebody computes with it, or is about to
     scanned: bool = False  # it was read for a pass over all experts
     used: int = 0  # the token, or pass of another kind, that used it last
@@ -89,6 +93,7 @@ class ExpertCache:
         self._used: list[OrderedDict[CachedExpert, None]] = [OrderedDict() for _ in layouts]
         self._scanned: OrderedDict[CachedExpert, None] = OrderedDict()
         self._pass, self._at = 0, -1  # which is underway, and the layer that it has come to
+        self._held: Sequence[CachedExpert] = ()  # of the fetch that is underway
         self._ahead: dict[CachedExpert, None] = {}  # read ahead and not used yet
         self._queue: deque[CachedExpert] = deque()  # with chunks that nobody reads yet, the most urgent first
         self._error: BaseException | None = None
@@ -119,7 +124,7 @@ class ExpertCache:
             self._raise_if_over()
             if any(expert.state != "ready" for expert in experts):
                 return None
-            self._pass, self._at = self._pass + (layer <= self._at), layer
+            self._come_to(layer)
             self.stats.hits += len(experts)
             for expert in experts:
                 self._touch(expert)
@@ -133,25 +138,29 @@ class ExpertCache:
         ``close``.
         """
         experts = [self._layers[layer][number] for number in numbers]
-        self._pass, self._at = self._pass + (layer <= self._at), layer
-        window = max(self._slots // 2, 1)  # at a time, so that there is room for those that come next
+        with self._changed:
+            self._come_to(layer)
+        # So many at a time that there is room for those that come next; of a scan as few as keep the drive busy.
+        window = self._most_ahead if scan else max(self._slots // 2, 1)
         for first in range(0, len(experts), window):
             some = experts[first : first + window]
             following = experts[first + window :] if scan else None
             with self._changed:
                 self._raise_if_over()
-                missing = self._pin(some)
+                missing = self._hold(some)
             pending = deque(some)
             try:
                 while pending:
                     ready = self._wait_for(pending, missing, following)
                     yield ready
                     with self._changed:
+                        self._raise_if_over()
                         for expert in ready:
                             self._let_go(expert, scan=scan)
             finally:
-                for expert in some:
-                    expert.pinned = False
+                with self._changed:
+                    if self._held is some:  # else it was given up, and another is underway
+                        self._unpin()
         with self._changed:
             for expert in [e for e in self._ahead if e.layer <= layer]:  # it was not asked for
                 del self._ahead[expert]
@@ -174,8 +183,16 @@ class ExpertCache:
 
     # --- all with the lock held ---
 
-    def _pin(self, experts: Sequence[CachedExpert]) -> deque[CachedExpert]:
-        """Keeps those that are there or on their way; returns the others."""
+    def _come_to(self, layer: int) -> None:
+        if layer <= self._at:
+            self._pass += 1
+            self._ahead.clear()  # of a pass that was ended
+        self._at = layer
+
+    def _hold(self, experts: Sequence[CachedExpert]) -> deque[CachedExpert]:
+        """Keeps those that are there or on their way, and nothing of a fetch before; returns the others."""
+        self._unpin()
+        self._held = experts
         missing = deque(expert for expert in experts if expert.state == "absent")
         for expert in experts:
             if expert.state != "absent":
@@ -183,9 +200,17 @@ class ExpertCache:
                 if expert.unread:  # it was read ahead, and is urgent now
                     self._queue.remove(expert)
                     self._insert(expert)
-        self.stats.misses += len(missing)
-        self.stats.hits += len(experts) - len(missing)
+        read = sum(expert.state == "absent" or expert in self._ahead for expert in experts)
+        self.stats.misses += read
+        self.stats.hits += len(experts) - read
+        for expert in experts:
+            self._ahead.pop(expert, None)
         return missing
+
+    def _unpin(self) -> None:
+        for expert in self._held:
+            expert.pinned = False
+        self._held = ()
 
     def _wait_for(
         self,
@@ -218,8 +243,9 @@ class ExpertCache:
     def _let_go(self, expert: CachedExpert, *, scan: bool) -> None:
         """It was used: the last to go of its layer. To a pass over all experts, only what that has read was."""
         expert.pinned = False
-        self._ahead.pop(expert, None)
-        if not scan:
+        if expert.elsewhere:
+            self._drop(expert)
+        elif not scan:
             self._touch(expert)
         elif expert.scanned:
             self._scanned.move_to_end(expert)
@@ -227,6 +253,7 @@ class ExpertCache:
 
     def _touch(self, expert: CachedExpert) -> None:
         """It is the last to go of its layer."""
+        self._ahead.pop(expert, None)
         if expert.scanned:
             del self._scanned[expert]
             expert.scanned = False
@@ -240,7 +267,7 @@ class ExpertCache:
         for expert in (*following, *later):
             if len(self._ahead) >= self._most_ahead:
                 return
-            if expert.state == "absent":
+            if expert.state == "absent" and not expert.elsewhere:
                 if not self._make_room():
                     return
                 self._ahead[expert] = None
@@ -253,12 +280,16 @@ class ExpertCache:
         victim = self._first_to_go()
         if victim is None:
             return False
-        (self._scanned if victim.scanned else self._used[victim.layer]).pop(victim)
-        self._ahead.pop(victim, None)
-        assert victim.view is not None
-        self._free.append(victim.view)
-        victim.state, victim.view, victim.weights = "absent", None, None
+        self._drop(victim)
         return True
+
+    def _drop(self, expert: CachedExpert) -> None:
+        """Frees the slot of one that is ready."""
+        (self._scanned if expert.scanned else self._used[expert.layer]).pop(expert)
+        self._ahead.pop(expert, None)
+        assert expert.view is not None
+        self._free.append(expert.view)
+        expert.state, expert.view, expert.weights = "absent", None, None
 
     def _first_to_go(self) -> CachedExpert | None:
         idle = (e for e in reversed(self._scanned) if not e.pinned and e not in self._ahead)
