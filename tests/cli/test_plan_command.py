@@ -103,6 +103,8 @@ def test_explain_merges_blocks_and_gives_reasons(capsys):
 
 def test_names_are_merged_by_their_numbers():
     assert command_plan.merged(["a.0", "a.1", "a.3", "norm", "b.7"]) == ["a.0-1,3", "norm", "b.7"]
+    experts = [f"layers.{i}.mlp.experts" for i in (1, 2, 3)]
+    assert command_plan.merged(["layers.1", *experts, "layers.2"]) == ["layers.1-2", "layers.1-3.mlp.experts"]
 
 
 def test_a_disk_too_full_for_the_download_is_mentioned(capsys, tmp_path):

@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 from planner.shapes import GIB, decoder, gpu, machine, weight
 
+from outsize.machine.what_if import changed
 from outsize.models.resolve import shipped_spec
 from outsize.models.spec import CacheSpec, ModuleSpec
 from outsize.planner import cost
+from outsize.planner.batches import Shape
+from outsize.planner.dataset_cost import Dataset, predict_dataset, predict_shapes
 from outsize.planner.footprint import expert_copy_bytes, expert_slot_bytes, least_expert_slots
 from outsize.planner.plan_json import group_to_json
 from outsize.planner.planner import make_request, plan_one
@@ -89,6 +92,82 @@ def test_a_prompt_reads_nearly_all_once_and_ahead():
     few, many = (model.sweep_s((Turn(1, n, 0, 1),)) for n in (1, 512))
     assert few < many < 512 * few
     assert model.first_s((Turn(1, 4, 0, 1, first=True),), warm=True) > model.sweep_s((Turn(1, 4, 0, 1),))
+
+
+def test_a_pass_over_all_finds_what_the_cache_holds_however_often_tokens_hit():
+    names = [module.name for module in A3B.modules if module.experts]
+    skewed = replace(A3B, uses={name: tuple(1000 if i < 16 else 1 for i in range(128)) for name in names})
+    here, plan = planned(8 * GIB, spec=skewed)
+    model, uniform = SweepCost.of(skewed, here, plan), SweepCost.of(A3B, *planned(8 * GIB))
+    assert model.expert_bytes(1) < 0.2 * uniform.expert_bytes(1)
+    assert model.expert_bytes(512) == pytest.approx(uniform.expert_bytes(512), rel=1e-3)
+
+
+def test_a_dataset_reads_what_all_its_sequences_touch_once_a_sweep():
+    here, plan = planned(8 * GIB)
+    model = SweepCost.of(A3B, here, plan)
+    whole = sum(group.disk_bytes for group in routed(plan))
+    scored = predict_dataset(A3B, here, plan, Dataset((100,) * 40))
+    assert scored.sweeps == 1
+    assert scored.disk_bytes == pytest.approx(whole + model.load_bytes, rel=1e-3)  # the first sweep finds none
+    again = predict_dataset(A3B, here, plan, Dataset((100,) * 40), loaded=True)
+    assert again.disk_bytes == pytest.approx((1 - plan.predicted.expert_hit_rate) * whole, rel=1e-3)
+    answers = predict_shapes(A3B, here, plan, [Shape(1, 1, new_tokens=9, cached=True)] * 3, loaded=True)
+    assert answers.sweeps == 9
+    assert answers.disk_bytes == round(9 * model.expert_bytes(3))
+    assert answers.seconds > answers.disk_bytes / here.disk.bytes_per_s
+
+
+def test_micro_batches_wait_for_each_other_where_experts_are():
+    """They do so in memory too: the weights of an expert are gone through once for all."""
+    here, plan = planned(32 * GIB)
+    model = SweepCost.of(A3B, here, plan)
+    assert (model.streams, model.shared, plan.predicted.disk_bytes_per_token) == (False, True, 0)
+    shapes = [Shape(1, 1, new_tokens=5, cached=True)] * 4
+    found = predict_shapes(A3B, here, plan, shapes, loaded=True)
+    assert (found.sweeps, found.disk_bytes) == (5, 0)
+    assert predict_shapes(A3B, here, plan, shapes).disk_bytes == sum(group.disk_bytes for group in plan.groups)
+    turn = Turn(16, 1, 100, 16)
+    together, apart = model.sweep_s([replace(turn, rows=64)]), model.sweep_s([turn] * 4)
+    assert together < apart < 1.3 * together  # attention's weights, for each
+
+
+def test_usage_adds_up_and_stays_within_capacity():
+    for gib, gpus in ((3, ()), (6, ()), (12, ()), (4, (gpu(0, 6 * GIB),)), (24, (gpu(0, 8 * GIB), gpu(1, 8 * GIB)))):
+        for weights in ("native", "int8", "int4"):
+            _, plan = planned(gib * GIB, weights, gpus=gpus)
+            slots = plan.expert_slots * plan.expert_slot_bytes
+            in_ram = [g for g in routed(plan) if g.tier == "ram"]
+            assert plan.usage["ram"].expert_cache_bytes == slots - sum(g.rest_bytes for g in in_ram)
+            assert plan.expert_slots >= sum(g.experts for g in in_ram)
+            least = least_expert_slots(48 * 128, plan.expert_slot_bytes)
+            assert all(g.tier != "disk" for g in routed(plan)) or plan.expert_slots >= least
+            for tier, usage in plan.usage.items():
+                assert tier == "disk" or not plan.fits or usage.total_bytes <= usage.capacity_bytes
+            assert sum(g.disk_bytes for g in plan.groups) == plan.file_bytes
+
+
+def test_without_room_for_the_least_cache_a_plan_says_what_is_lacking():
+    def within(nbytes):
+        return plan_one(A3B, machine(8 * GIB), make_request(A3B, context=512, ram_budget=nbytes), "int4")
+
+    plan = within(GIB)
+    assert not plan.fits
+    enough, short = (within(GIB + plan.shortfall_bytes + more) for more in (0, -(1 << 17)))
+    assert (enough.fits, short.fits) == (True, False)
+    assert enough.expert_slots >= least_expert_slots(48 * 128, plan.expert_slot_bytes)
+
+
+def test_what_if():
+    """More RAM holds more experts, a faster drive brings the others sooner."""
+    here, plan = planned(8 * GIB)
+    request = make_request(A3B, context=512)
+    more = plan_one(A3B, changed(here, "ram=+4GiB"), request, "int4")
+    faster = plan_one(A3B, changed(here, "disk@4GB/s"), request, "int4")
+    assert more.predicted.expert_hit_rate > plan.predicted.expert_hit_rate
+    assert more.predicted.disk_bytes_per_token < plan.predicted.disk_bytes_per_token
+    assert faster.predicted.disk_bytes_per_token == plan.predicted.disk_bytes_per_token
+    assert faster.predicted.token_s < 0.6 * plan.predicted.token_s
 
 
 def test_computing_experts_takes_the_bytes_of_those_that_are_used():

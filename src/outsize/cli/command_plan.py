@@ -138,15 +138,14 @@ def experts(spec: ModelSpec, plan: Plan) -> list[str]:
         return []
     count = sum(group.experts for group in routed)
     per_token = sum(round(group.use * group.experts) for group in routed)
-    what = f"experts: {per_token} of {count} for each token"
+    what = f"experts: a token uses {per_token} of {count}"
     if plan.predicted.expert_hit_rate is None:
-        return [f"{what}, all of them in memory"]
+        return [f"{what}; all are in memory"]
     held = plan.expert_slots + sum(group.experts for group in routed if group.tier.startswith("gpu"))
     rate = plan.predicted.expert_hit_rate
-    what = f"{what}, {held} of them in memory"
     known = all(group.module in spec.uses for group in routed)
     basis = "as earlier runs used them" if known else "if routing is uniform, else more"
-    return [f"{what}: of those on disk a token finds {rate:.0%} in the cache, {basis}"]
+    return [f"{what}; memory has room for {held}, and has {rate:.0%} of what a token uses of those on disk, {basis}"]
 
 
 def heading(spec: ModelSpec, machine: Machine, plan: Plan) -> list[str]:
@@ -257,18 +256,19 @@ def explain(spec: ModelSpec, plan: Plan) -> list[str]:
 
 
 def merged(names: Sequence[str]) -> list[str]:
-    """Names that differ in a trailing number, once: ``layers.0``, ``layers.1``, ``layers.4`` as ``layers.0-1,4``."""
-    stems: dict[str, list[int]] = {}
+    """Names that differ in their last number, once: ``layers.0``, ``layers.1``, ``layers.4`` as ``layers.0-1,4``."""
+    stems: dict[tuple[str, str], list[int]] = {}
     for name in names:
-        found = re.fullmatch(r"(.*\.)(\d+)", name)
-        stems.setdefault(found[1] if found else name, []).extend([int(found[2])] if found else [])
+        found = re.fullmatch(r"(.*\.)(\d+)((?:\.\D*)?)", name)
+        around = (found[1], found[3]) if found else (name, "")
+        stems.setdefault(around, []).extend([int(found[2])] if found else [])
     texts = []
-    for stem, numbers in stems.items():
+    for (stem, end), numbers in stems.items():
         runs: list[list[int]] = []
         for number in sorted(numbers):
             if runs and runs[-1][-1] == number - 1:
                 runs[-1].append(number)
             else:
                 runs.append([number])
-        texts.append(stem + ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs))
+        texts.append(stem + ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs) + end)
     return texts

@@ -59,20 +59,26 @@ def predict_shapes(
 ) -> DatasetPrediction:
     """The same for micro-batches, in the order in which they begin.
 
-    Without anything streamed each pass of each micro-batch is a sweep, but for those that the load makes one.
+    Where nothing is streamed and nothing is routed to experts, each pass of each micro-batch is a sweep, but for those
+    that the load makes one.
     """
     rounds = _rounds(spec, plan, shapes)
     model = SweepCost.of(spec, machine, plan)
     seconds = sum(times * model.sweep_s(turns) for turns, times in rounds.items())
-    sweeps = sum(times * (1 if model.streams else len(turns)) for turns, times in rounds.items())
-    reads = 0
+    sweeps = sum(times * (1 if model.shared else len(turns)) for turns, times in rounds.items())
+    reads = model.streamed_bytes * sweeps + sum(times * _expert_bytes(model, one) for one, times in rounds.items())
     if rounds and not loaded:
         first = next(iter(rounds))
         seconds += model.first_s(first, warm=plan.request.warm) - model.sweep_s(first)
-        sweeps -= 0 if model.streams else len(first) - 1
-        reads = model.load_bytes - model.streamed_bytes
-    reads += model.streamed_bytes * sweeps
-    return DatasetPrediction(sweeps, seconds, len(shapes), reads)
+        sweeps -= 0 if model.shared else len(first) - 1
+        reads += model.load_bytes - model.streamed_bytes
+        reads += _expert_bytes(model, first, loaded=False) - _expert_bytes(model, first)
+    return DatasetPrediction(sweeps, seconds, len(shapes), round(reads))
+
+
+def _expert_bytes(model: SweepCost, turns: Sequence[Turn], *, loaded: bool = True) -> float:
+    """Bytes of experts that a sweep reads, once for all that it serves."""
+    return model.expert_bytes(sum(turn.rows * turn.tokens for turn in turns), loaded=loaded)
 
 
 @dataclass(slots=True)

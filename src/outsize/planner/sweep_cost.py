@@ -70,13 +70,15 @@ class SweepCost:
                 self._work.append(replace(work, block=work.block and own))
                 self._converted.append(footprint.converted_bytes(part, weights) if group.streamed else 0)
             self._alike.append(number)
-        self._compute: dict[tuple[int, Turn], float] = {}
+        self._compute: dict[tuple[int, Turn | int], float] = {}
         on_disk = sum(group.experts for group in groups if group.tier == "disk")
         in_ram = sum(group.experts for group in groups if group.tier == "ram")
         self.expert_hit_rate = None
+        self._held = 0.0  # share of the experts on disk that are in memory too
         if on_disk:
+            self._held = (expert_slots - in_ram) / on_disk
             modules = [self._modules[g.module] for g in groups if g.experts and g.tier == "disk"]
-            self.expert_hit_rate = _hit_rate(spec, modules, (expert_slots - in_ram) / on_disk)
+            self.expert_hit_rate = _hit_rate(spec, modules, self._held)
         self.streamed_bytes = sum(group.disk_bytes for group in groups if group.streamed)
         self.load_bytes = sum(group.disk_bytes for group in groups if group.residency != "cached")
 
@@ -87,8 +89,13 @@ class SweepCost:
 
     @property
     def streams(self) -> bool:
-        """Whether every sweep reads something again."""
+        """Whether every sweep reads something again, whoever computes."""
         return self.streamed_bytes > 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether micro-batches wait for each other in a sweep: for what is streamed, or for experts."""
+        return self.streams or any(group.experts for group in self._groups)
 
     def sweep_s(self, turns: Sequence[Turn]) -> float:
         """Seconds of a steady sweep that serves several micro-batches: all compute a group before it goes."""
@@ -112,7 +119,7 @@ class SweepCost:
             read = 0.0 if cached else cost.load_s(group.disk_bytes, self._disk, self._devices[group.device])
             compute = self._group_s(place, tuple(turns))
             if cached and group.experts:
-                read, compute = self._fetched(place, turns, compute, hits=0.0)
+                read, compute = self._fetched(place, turns, compute, loaded=False)
             if group.format == "bf12":
                 compute += cost.encode_s(group.disk_bytes, over)
             module = self._modules[group.module]
@@ -137,11 +144,13 @@ class SweepCost:
         """Bytes that a token reads from the drive, whatever it reads of experts aside."""
         return sum(g.disk_bytes for g in self._groups if g.streamed and g.module not in self._idle)
 
-    def expert_bytes(self, tokens: int) -> float:
-        """Bytes of experts that a sweep over so many tokens reads from the drive, beside those that are in memory."""
-        missed = 1 - (self.expert_hit_rate or 0.0)
+    def expert_bytes(self, tokens: int, *, loaded: bool = True) -> float:
+        """Bytes of experts that a sweep over so many tokens reads from the drive, beside those that are in memory.
+
+        ``loaded``: it is not the first sweep, which finds none of them there.
+        """
         on_disk = (group for group in self._groups if group.experts and group.tier == "disk")
-        return sum(missed * self._touched(group, tokens) * group.disk_bytes for group in on_disk)
+        return sum(self._missed(group, tokens, loaded=loaded) * group.disk_bytes for group in on_disk)
 
     def predict(self, request: Request) -> Prediction:
         """Seconds of the request's tokens, and what holds them up."""
@@ -167,7 +176,7 @@ class SweepCost:
             compute = self._group_s(place, turns)
             read = cost.read_s(group.disk_bytes, self._disk, self._machine.overheads) if group.streamed else 0.0
             if group.residency == "cached" and group.experts:
-                read, compute = self._fetched(place, turns, compute, hits=self.expert_hit_rate or 0.0)
+                read, compute = self._fetched(place, turns, compute)
             elif group.residency == "cached":
                 compute += rates.ROW_READ_S * sum(turn.rows for turn in turns)
             head = cost.is_head(self._spec, self._modules[group.module])  # one tied to an embedding computes last
@@ -177,15 +186,27 @@ class SweepCost:
     def _touched(self, group: WeightGroup, tokens: int) -> float:
         return touched(group.experts, self._modules[group.module].per_token, tokens)
 
-    def _fetched(self, place: int, turns: Sequence[Turn], compute_s: float, hits: float) -> tuple[float, float]:
-        """Seconds of reading ahead and of computing a layer's experts, of which a share ``hits`` is in memory.
+    def _missed(self, group: WeightGroup, tokens: int, *, loaded: bool = True) -> float:
+        """Share of a layer's experts that so many tokens touch and that are not in memory.
+
+        What single tokens have used often is likely to be there; a pass over nearly all finds what the cache holds.
+        """
+        share = self._touched(group, tokens)
+        hits = self._held if share >= SCAN_SHARE else self.expert_hit_rate or 0.0
+        return share * (1 - hits) if loaded else share
+
+    def _fetched(
+        self, place: int, turns: Sequence[Turn], compute_s: float, *, loaded: bool = True
+    ) -> tuple[float, float]:
+        """Seconds of reading ahead and of computing a layer's experts, of which some are in memory once all is loaded.
 
         A sweep over few tokens learns only here what to read: what is in memory computes meanwhile.
         """
         group = self._groups[place]
-        tokens = sum(turn.rows * turn.tokens for turn in turns)
+        tokens = sum(self._tokens(place, turn) for turn in turns)
+        missed = self._missed(group, tokens, loaded=loaded)
+        read = cost.read_s(missed * group.disk_bytes, self._disk, self._machine.overheads)
         share = self._touched(group, tokens)
-        read = cost.read_s((1 - hits) * share * group.disk_bytes, self._disk, self._machine.overheads)
         if share >= SCAN_SHARE:
             return read, compute_s
         last = compute_s / max(share * group.experts, 1.0)  # of what was read last
@@ -194,29 +215,42 @@ class SweepCost:
     def _group_s(self, place: int, turns: tuple[Turn, ...]) -> float:
         """Seconds that a group computes, what bringing it to its module takes included."""
         seconds = 0.0
-        for turn in turns:
-            key = self._alike[place], turn
+        several: Sequence[Turn | int] = turns
+        if self._groups[place].experts:  # the weights of each are gone through once for all turns
+            several = (sum(self._tokens(place, turn) for turn in turns),)
+        for one in several:
+            key = self._alike[place], one
             if key not in self._compute:
-                self._compute[key] = self._compute_s(place, turn)
+                self._compute[key] = self._compute_s(place, one)
             seconds += self._compute[key]
         if self._groups[place].streamed:
             seconds += cost.convert_s(self._converted[self._alike[place]], self._machine.ram)
             seconds += self._machine.overheads.handover_s
         return seconds
 
-    def _compute_s(self, place: int, turn: Turn) -> float:
+    def _tokens(self, place: int, turn: Turn) -> int:
+        """Tokens that a group computes in a turn."""
+        module = self._modules[self._groups[place].module]
+        encoder = module.name in self._idle
+        if encoder and not turn.first:
+            return 0
+        if cost.is_head(self._spec, module):
+            return turn.scored
+        # A decoder begins with one token, whatever the encoder sees.
+        return turn.rows * (1 if turn.first and self._spec.encoder_decoder and not encoder else turn.tokens)
+
+    def _compute_s(self, place: int, one: Turn | int) -> float:
+        """Seconds that a group computes in a turn, or for so many tokens of experts."""
         group = self._groups[place]
         module = self._modules[group.module]
-        encoder = group.module in self._idle
-        if encoder and not turn.first:
-            return 0.0
-        if cost.is_head(self._spec, module):
-            tokens = turn.scored
-        else:  # a decoder begins with one token, whatever the encoder sees
-            tokens = turn.rows * (1 if turn.first and self._spec.encoder_decoder and not encoder else turn.tokens)
-        own = self._own[group.module] is group
-        kv = turn.rows * module.cache.bytes_for(turn.past, encoder_tokens=turn.encoded) if own and turn.past else 0
         work, device = self._work[self._alike[place]], self._devices[group.device]
+        if isinstance(one, int):
+            return cost.compute_s(work, device, one, 0, self._machine.overheads)
+        tokens = self._tokens(place, one)
+        if not tokens:
+            return 0.0
+        own = self._own[group.module] is group
+        kv = one.rows * module.cache.bytes_for(one.past, encoder_tokens=one.encoded) if own and one.past else 0
         return cost.compute_s(work, device, tokens, kv, self._machine.overheads)
 
     def _loop_s(self, turns: Sequence[Turn]) -> float:
@@ -235,12 +269,13 @@ class SweepCost:
             spent[device] = spent.get(device, 0.0) + step.compute_s
             read += step.read_s
             group = self._groups[place]
+            used = self._touched(group, turns[0].rows) if group.experts else 1.0
             if group.experts and group.tier == "disk" and not step.read_s:
-                share = (1 - (self.expert_hit_rate or 0.0)) * self._touched(group, turns[0].rows)
-                seconds = cost.read_s(share * group.disk_bytes, self._disk, self._machine.overheads)
+                missed = self._missed(group, turns[0].rows)
+                seconds = cost.read_s(missed * group.disk_bytes, self._disk, self._machine.overheads)
                 spent[device] -= seconds
                 read += seconds
-            held += self._work[self._alike[place]].bytes if device == "ram" else 0
+            held += used * self._work[self._alike[place]].bytes if device == "ram" else 0
         if read > sum(spent.values()):
             return "disk"
         slowest = max(spent, key=lambda name: spent[name], default="ram")
