@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.core_model_loading import revert_weight_conversion
 
 Format = Literal["safetensors", "sharded safetensors", "bin", "sharded bin"]
 FORMATS: tuple[Format, ...] = ("safetensors", "sharded safetensors", "bin", "sharded bin")
@@ -284,6 +285,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
+def published(model: Any) -> Mapping[str, torch.Tensor]:
+    """The weights under the names of published checkpoints, each in memory of its own."""
+    state: dict[str, torch.Tensor] = model.state_dict()
+    if not any(".experts." in name for name in state):
+        return state
+    return {name: tensor.clone() for name, tensor in revert_weight_conversion(model, state).items()}
+
+
 def write_checkpoint(
     folder: Path,
     model: Any,
@@ -296,6 +305,8 @@ def write_checkpoint(
 ) -> Path:
     """Writes ``model`` (or ``state`` in its place) to a folder as transformers and the hub do; tied weights once.
 
+    Experts under the names that they are published with: most of them one by one, where transformers has them fused.
+
     ``without_prefix``: taken off the names, as in older checkpoints. ``ignored``: further tensors of random bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -304,7 +315,7 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps({**config, **(config_changes or {})}))
     tensors = {
         name.removeprefix(without_prefix): tensor.detach().contiguous()
-        for name, tensor in (model.state_dict() if state is None else state).items()
+        for name, tensor in (published(model) if state is None else state).items()
         if name not in model.all_tied_weights_keys
     }
     for name, shape in (ignored or {}).items():

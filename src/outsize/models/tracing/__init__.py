@@ -329,7 +329,9 @@ def _refuse_gaps(model: Any, info: Any) -> None:
     """
     if info.conversion_errors:
         name, error = sorted(info.conversion_errors.items())[0]
-        raise DamagedModel(f"{name} cannot be put together: {str(error).strip().splitlines()[-1]}")
+        # The last line says what transformers was doing, the one before it what went wrong.
+        said = str(error).strip().splitlines()
+        raise DamagedModel(f"{name} cannot be put together: {said[-2] if len(said) > 1 else said[-1]}")
     makes = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     missing = {name for name in info.missing_keys if not any(pattern.search(name) for pattern in makes)}
     for target, source in model.all_tied_weights_keys.items():
