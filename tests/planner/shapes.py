@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from outsize.machine.machine import Device, Machine
 from outsize.models.spec import CacheSpec, ModelSpec, ModuleSpec, TensorSpec, WorkspaceSpec
 
@@ -42,6 +44,19 @@ def decoder(blocks=4, hidden=256, vocab=1000, *, inner=None, dtype="bfloat16", t
     return ModelSpec(
         "tests/decoder", "TestForCausalLM", "test", False, positions, vocab, tuple(modules), workspace, dtype=dtype
     )
+
+
+def mixture(blocks=4, experts=8, per_token=2, *, hidden=1024, inner=512):
+    """A decoder-only model whose blocks have routed experts each, which are most of it."""
+    spec = decoder(blocks, hidden, inner=256)
+    modules = []
+    for module in spec.modules:
+        modules.append(module)
+        if module.role == "block":
+            name = f"{module.name}.experts"
+            up, down = weight(f"{name}.up", experts, 2 * inner, hidden), weight(f"{name}.down", experts, hidden, inner)
+            modules.append(ModuleSpec(name, "experts", "", (up, down), CacheSpec(), (), experts, per_token))
+    return replace(spec, id="tests/mixture", modules=tuple(modules))
 
 
 def encoder_decoder(blocks=4, hidden=256, vocab=1000, *, dtype="float32"):

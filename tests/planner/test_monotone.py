@@ -4,7 +4,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from planner.shapes import GIB, MIB, decoder, gpu, machine
+from planner.shapes import GIB, MIB, decoder, gpu, machine, mixture
 
 from outsize.planner.footprint import PROCESS_BYTES
 from outsize.planner.planner import make_request, plan_one
@@ -28,6 +28,24 @@ def instance(random):
     budget = PROCESS_BYTES + int(random.uniform(0.2, 1.1) * share) + 60 * MIB
     limits = (("ram", int(random.uniform(0.1, 1.0) * share)),) if random.random() < 0.5 else ()
     return spec, here, make_request(spec, context=64, ram_budget=budget, weight_limits=limits)
+
+
+def mixture_instance(random):
+    """The same with a mixture of experts, whose placements differ in whole layers: there are fewer of them."""
+    spec = mixture(random.choice((4, 8, 12)), *random.choice(((8, 2), (32, 4), (64, 8))))
+    share = spec.weight_bytes
+    gpus = [
+        gpu(
+            index, 16 * GIB, free=int(random.uniform(0.02, 0.6) * share) + 40 * MIB,
+            rate=random.choice((30e9, 100e9, 400e9)), emulated=random.random() < 0.5,
+        )
+        for index in range(random.choice((0, 1, 2)))
+    ]  # fmt: skip
+    here = machine(64 * GIB, *gpus, ram_rate=random.choice((20e9, 50e9)), disk_rate=random.choice((1e9, 3e9, 10e9)))
+    budget = PROCESS_BYTES + int(random.uniform(0.1, 1.1) * share) + 100 * MIB
+    limits = (("ram", int(random.uniform(0.1, 1.0) * share)),) if random.random() < 0.4 else ()
+    batch = random.choice((1, 1, 4))
+    return spec, here, make_request(spec, context=64, ram_budget=budget, weight_limits=limits, batch=batch)
 
 
 def better(random, here, request):
@@ -70,6 +88,40 @@ def test_more_of_anything_is_never_slower(seed):
         assert other.fits or not plan.fits, way
         if plan.fits:
             assert other.predicted.token_s <= EXACT * plan.predicted.token_s, way
+
+
+@pytest.mark.parametrize("seed", range(20, 40))
+def test_more_of_anything_is_not_slower_for_a_mixture_either(seed):
+    random = Random(seed)
+    spec, here, request = mixture_instance(random)
+    plan = plan_one(spec, here, request)
+    for _ in range(4):
+        way, there, wider = better(random, here, request)
+        other = plan_one(spec, there, wider)
+        assert other.fits or not plan.fits, way
+        if plan.fits:
+            assert other.predicted.token_s <= EXACT * plan.predicted.token_s, way
+
+
+@pytest.mark.parametrize("seed", [*range(20), 210, 248, 406, 419, 458, 471])
+def test_a_mixture_never_takes_more_than_there_is(seed):
+    """What of blocks in RAM computes on a GPU passes through a ring, which leaves less to the cache of experts."""
+    spec, here, request = mixture_instance(Random(seed))
+    plan = plan_one(spec, here, request)
+    assert plan.fits
+    for tier, usage in plan.usage.items():
+        assert usage.total_bytes <= usage.capacity_bytes, tier
+    assert plan.expert_slots <= sum(group.experts for group in plan.groups)
+
+
+def test_a_gpu_takes_a_layers_experts_where_the_rest_would_leave_it_no_room():
+    """Blocks without their experts first, as in a dense model, would leave a part of the card empty."""
+    spec = mixture(12, 64, 8)
+    layer = next(module.runtime_bytes for module in spec.modules if module.experts)
+    card = gpu(0, 16 * GIB, free=layer + 600 * MIB, rate=100e9)
+    here = machine(64 * GIB, card, ram_rate=50e9, disk_rate=1e9)
+    plan = plan_one(spec, here, make_request(spec, context=64, ram_budget=PROCESS_BYTES + spec.weight_bytes // 2))
+    assert "gpu0" in {group.tier for group in plan.groups if group.experts}
 
 
 def test_a_gpu_that_computes_slower_than_ram_does_no_harm():

@@ -49,8 +49,13 @@ def expert_slots(problem: Problem, homes: Sequence[str], filling: Filling, slots
     if not at["disk"]:
         return max(at["ram"], problem.least_expert_slots)
     left = room_left(problem, homes, slots)["ram"]
-    for index, places in filling.items():
-        left -= sum(problem.units[index].tensors[place].ram for place, device in places.items() if device == "ram")
+    moved = [(problem.units[i], homes[i], places) for i, places in filling.items()]
+    for unit, home, places in moved:
+        left -= sum(unit.tensors[place].ram for place, device in places.items() if device == "ram")
+        left += sum(unit.tensors[place].ram for place, device in places.items() if device != "ram" and home == "ram")
+    left -= slots * (ring_slot_bytes(problem, homes, filling) - ring_slot_bytes(problem, homes, {}))
+    used = {*homes, *(device for _, _, places in moved for device in places.values())}
+    left -= staging_bytes(problem, used) - staging_bytes(problem, homes)
     return at["ram"] + min(problem.least_expert_slots + max(left, 0) // problem.expert_slot_bytes, at["disk"])
 
 

@@ -152,9 +152,10 @@ class _Weigher:
 
         seconds = {gpu.name: on(gpu, work) for gpu in self.machine.gpus}
         seconds["ram"] = on(ram, cost.module_work(self.spec, module, self.weights, bf12=True) if encoded else work)
-        converted = 0 if module.experts else footprint.converted_bytes(module, self.weights)
-        extra = cost.convert_s(converted, ram)
-        seconds["disk"] = on(ram, work) + extra + self.machine.overheads.handover_s * len(module.parts)
+        seconds["disk"] = on(ram, work)
+        if not module.experts:  # which are not streamed
+            seconds["disk"] += cost.convert_s(footprint.converted_bytes(module, self.weights), ram)
+            seconds["disk"] += self.machine.overheads.handover_s * len(module.parts)
         return seconds
 
     def _prefill_s(self, module: ModuleSpec, kind: Kind, *, every_token: bool) -> dict[str, float]:

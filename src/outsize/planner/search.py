@@ -71,7 +71,8 @@ def estimate_s(problem: Problem, homes: Sequence[str], filling: Filling, slots: 
             u.experts for u, home in zip(problem.units, homes, strict=True) if home == "ram"
         )
         missed = 1 - held / sum(unit.experts for unit in cached)
-        computes += cost.read_s(missed * sum(unit.token_bytes for unit in cached), disk)
+        for unit in cached:  # what is in memory computes while the others are read
+            computes += max(cost.read_s(missed * unit.token_bytes, disk) - unit.decode_s["disk"], 0.0)
     return max(reads, computes) + cost.hops_s(path) + reads / 20 + max(load, prefill) / TOKENS_PER_FIRST
 
 
@@ -167,8 +168,10 @@ def _device_orders(problem: Problem) -> list[tuple[str, ...]]:
     """The orders in which devices are filled.
 
     GPUs by speed, by room and as numbered; the first of them, one more in each; RAM at the end, or before the slower
-    ones. Where many GPUs are alike, only some of these.
+    ones; of a mixture of experts before any, for a GPU may have room for a layer's experts or for the rest of it. Where
+    many GPUs are alike, only some of these.
     """
+    routed = any(unit.experts for unit in problem.units)
 
     def seconds(name: str) -> float:
         return sum(unit.decode_s[name] for unit in problem.units)
@@ -184,7 +187,7 @@ def _device_orders(problem: Problem) -> list[tuple[str, ...]]:
     for names in (by_speed, by_room, numbered):
         for count in _some(len(names)):
             used = names[:count]
-            positions = [i for i in _some(count) if i == count or seconds("ram") < seconds(used[i])]
+            positions = [i for i in _some(count) if i == count or routed or seconds("ram") < seconds(used[i])]
             orders += [(*used[:i], "ram", *used[i:]) for i in positions]
     return list(dict.fromkeys(orders))
 
