@@ -198,9 +198,9 @@ def test_gradients_may_be_on(folder: Path, spilled: Any) -> None:
     assert torch.equal(spilled(IDS).logits, theirs(folder)(IDS).logits)
 
 
-@pytest.mark.parametrize("rest", ["ram", "disk"])
+@pytest.mark.parametrize("room", ["for all others", "for a few"])
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "granitemoe"])
-def test_some_layers_experts_on_a_gpu(name: str, rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_layers_experts_on_a_gpu(name: str, room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one, with biases, fused: each goes there once, however many prompts come."""
     monkeypatch.setenv("OUTSIZE_EMULATE_GPUS", "64MiB")
     write_checkpoint(tmp_path, ARCHITECTURES[name].make_model())
@@ -208,11 +208,14 @@ def test_some_layers_experts_on_a_gpu(name: str, rest: str, tmp_path: Path, monk
     routed = [module for module in spec.modules if module.experts]
     others = sum(m.runtime_bytes for m in spec.modules if not m.experts)
     slots = sum(m.experts * expert_slot_bytes(m, "native") for m in routed[2:])  # of two layers
-    limits = {"gpu0": others + 2 * routed[0].runtime_bytes, "ram": others + slots if rest == "ram" else 40000}
+    enough = room == "for all others"
+    limits = {"gpu0": 2 * routed[0].runtime_bytes + 100, "ram": others + (3 * slots // 2 if enough else slots // 4)}
     plain = theirs(tmp_path)
     with outsize.load(tmp_path, weight_limits=limits, context=32, batch=2) as model:
-        assert [group.tier for group in model.outsize.plan.groups if group.experts].count("gpu0") == 2
-        assert {group.tier for group in model.outsize.plan.groups if group.experts} == {"gpu0", rest}
+        plan = model.outsize.plan
+        assert {"gpu0"} < {group.tier for group in plan.groups if group.experts}
+        left = sum(group.experts for group in plan.groups if group.tier != "gpu0")
+        assert (plan.expert_slots >= left) == enough
         assert torch.equal(generate(model), generate(plain))
         for seed in range(3):
             ids = torch.randint(3, 99, (2, 15), generator=torch.Generator().manual_seed(seed))
@@ -223,9 +226,10 @@ def test_some_layers_experts_on_a_gpu(name: str, rest: str, tmp_path: Path, monk
             assert len(layer._on_device) == layer.group.experts
             assert not any(e.state == "ready" for e in layer.cache._layers[layer.layer])
         logits(model, ids)
-        left = sum(e.layout.nbytes for layer in experts_of(model) if layer not in there
-                   for e in layer.cache._layers[layer.layer])  # fmt: skip
-        assert model.outsize.stats.expert_bytes - before <= (left if rest == "disk" else 0)
+        others_read = model.outsize.stats.expert_bytes - before
+        of_others = [layer for layer in experts_of(model) if layer not in there]
+        most = sum(e.layout.nbytes for layer in of_others for e in layer.cache._layers[layer.layer])
+        assert others_read == 0 if enough else 0 < others_read <= most
 
 
 def test_a_token_reads_its_experts_less_those_that_are_there(tmp_path: Path) -> None:
