@@ -63,7 +63,7 @@ def generate(model: Any, ids: Tensor = IDS, new: int = 4, **more: Any) -> Tensor
 
 
 def experts_of(model: Any) -> list[RoutedExperts]:
-    return list(model.outsize._sweep.experts)
+    return list(model.outsize._sweep.experts.layers)
 
 
 def idle(model: Any) -> bool:
@@ -113,7 +113,7 @@ def test_a_dataset_fetches_each_expert_once_for_all(
     assert after.expert_hits + after.expert_misses == count
     assert after.expert_misses >= count - 2
     # Each once, some of the two that a layer ends with twice.
-    reads = spilled.outsize._sweep.experts[0].cache.stats.bytes_read
+    reads = spilled.outsize._sweep.expert_stats.bytes_read
     assert reads <= 1.05 * sum(e.layout.nbytes for layer in experts_of(spilled)[0].cache._layers for e in layer)
     plain = theirs(folder)
     for request in requests[:10]:

@@ -8,30 +8,24 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from store.fake_files import FakeFiles, content
+from store.patience import PATIENCE, in_thread, until
 
 from outsize.errors import DamagedModel, ModelChanged, OutsizeError
 from outsize.models.spec import StoredTensor
-from outsize.store import expert_cache as module
 from outsize.store.expert_cache import CachedExpert, ExpertCache
 from outsize.store.layout import lay_out
 from outsize.store.trace import Trace
 
-PATIENCE = 20.0  # seconds after which a test counts as stuck
 PARTS = (6000, 3000)  # bytes of an expert's two tensors, which lie apart in its file: two reads each and one
 SLOT = 12288
 SIZE = 9000
 POLICIES = Path(__file__).parents[2] / "bench" / "expert_policies.py"
-
-
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 4096)
 
 
 def layouts(layers: int, experts: int) -> list[list[Any]]:
@@ -66,32 +60,8 @@ def opened() -> Iterator[Opened]:
     made = Opened()
     yield made
     for cache in made.caches:
-        cache._files.close()  # type: ignore[attr-defined]
+        cache._readers._files.close()  # type: ignore[attr-defined]
         cache.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-def in_thread(work: Callable[[], object]) -> object:
-    """What the work gives or raises, done in a thread, so that a deadlock fails the test instead of stopping it."""
-    results: list[object] = []
-
-    def target() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001
-            results.append(error)
-
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    assert not thread.is_alive(), "stuck"
-    return results[0]
 
 
 def right(cache: ExpertCache, expert: CachedExpert) -> bool:
@@ -383,7 +353,7 @@ def test_an_error_of_a_reader_reaches_the_fetcher(opened: Opened, where: str, er
     assert in_thread(lambda: use(cache, 0, [2])) is error
     with pytest.raises(type(error)):
         use(cache, 0, [0])
-    until(lambda: not any(thread.is_alive() for thread in cache._threads))
+    until(lambda: not any(thread.is_alive() for thread in cache._readers._threads))
 
 
 def test_an_error_of_what_is_read_ahead_reaches_the_fetcher(opened: Opened) -> None:
@@ -416,7 +386,7 @@ def test_close_wakes_whoever_waits_and_waits_for_reads_under_way() -> None:
     closing.join(PATIENCE)
     assert not closing.is_alive()
     assert results == ["the model was closed; try: load it again"]
-    assert not any(thread.is_alive() for thread in cache._threads)
+    assert not any(thread.is_alive() for thread in cache._readers._threads)
     assert cache._memory is None
     with pytest.raises(OutsizeError, match="closed"):
         use(cache, 0, [0])

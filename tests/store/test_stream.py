@@ -8,22 +8,15 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from store.fake_files import FakeFiles, holds, make_groups
+from store.patience import PATIENCE, in_thread, until
 
 from outsize.errors import DamagedModel, ModelChanged, OutsizeError
-from outsize.store import stream as module
 from outsize.store.buffer import Memory
 from outsize.store.stream import Stream
-
-PATIENCE = 20.0  # seconds after which a test counts as stuck
-
-
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 4096)
 
 
 class Opened:
@@ -47,38 +40,14 @@ def opened() -> Iterator[Opened]:
     made = Opened()
     yield made
     for stream in made.streams:
-        stream._files.close()
+        stream._readers._files.close()
         stream.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def pass_through(stream: Stream, order: Sequence[int], nbytes: int = 4096) -> None:
     for index in order:
         assert holds(stream.acquire(index), index, nbytes)
         stream.release(index)
-
-
-def in_thread(work: Callable[[], object]) -> list[object]:
-    """What the work gives or raises, done in a thread, so that a deadlock fails the test instead of stopping it."""
-    results: list[object] = []
-
-    def target() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001
-            results.append(error)
-
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    assert not thread.is_alive(), "stuck"
-    return results
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 7])
@@ -111,7 +80,7 @@ def test_random_orders_random_delays_and_nested_holds(opened: Opened, seed: int)
                 assert holds(stream.acquire(one), one, 10000)  # still there
                 stream.release(one)
 
-    assert in_thread(work) == [None]
+    assert in_thread(work) is None
 
 
 def test_no_more_buffers_than_slots_are_ever_made(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +91,7 @@ def test_no_more_buffers_than_slots_are_ever_made(opened: Opened, monkeypatch: p
             made.append(nbytes)
             super().__init__(nbytes)
 
-    monkeypatch.setattr(module, "Memory", Counted)
+    monkeypatch.setattr("outsize.store.stream.Memory", Counted)
     stream = opened(["stream", "once", "stream", "keep", "stream"], FakeFiles(), slots=2)
     pass_through(stream, [0, 1, 2, 3, 4, 2, 0, 4, 2, 0])
     assert len(made) == 2 + 1
@@ -136,7 +105,7 @@ def test_the_rings_memory_goes_once_all_has_passed(opened: Opened) -> None:
     gc.collect()
     assert [ref() for ref in buffers] == [None]
     assert stream._free == []
-    assert stream.loaded == 4 * 4096
+    assert stream.loaded_bytes == 4 * 4096
     with pytest.raises(OutsizeError, match="passed on already"):
         stream.acquire(2)
 
@@ -173,7 +142,7 @@ def test_what_is_asked_for_is_read_before_what_is_only_expected(opened: Opened) 
 def test_a_tied_embedding_at_the_end_drops_nothing_that_was_read_ahead(opened: Opened) -> None:
     files = FakeFiles()
     stream = opened(["stream", "stream", "keep", "keep"], files, slots=2)
-    until(lambda: stream.loaded == 2 * 4096 and len(files.reads) == 4)
+    until(lambda: stream.loaded_bytes == 2 * 4096 and len(files.reads) == 4)
     pass_through(stream, [3])  # as the embedding
     stream.read_past_end(False)
     pass_through(stream, [0, 1, 2, 3])
@@ -228,7 +197,7 @@ def test_all_buffers_held_at_once_is_an_error_and_no_deadlock(opened: Opened) ->
     stream = opened(["stream"] * 4, FakeFiles(), slots=2)
     stream.acquire(0)
     stream.acquire(2)
-    (error,) = in_thread(lambda: stream.acquire(3))
+    error = in_thread(lambda: stream.acquire(3))
     assert isinstance(error, OutsizeError)
     assert "all 2 are in use" in str(error)
     stream.release(0)
@@ -247,11 +216,11 @@ def test_an_error_in_a_reader_reaches_whoever_acquires(opened: Opened, where: st
     files = FakeFiles()
     getattr(files, where)["2"] = ModelChanged("2 changed")
     stream = opened(["stream"] * 4, files)
-    results = in_thread(lambda: pass_through(stream, [0, 1, 2, 3]))
-    assert isinstance(results[0], ModelChanged)
+    found = in_thread(lambda: pass_through(stream, [0, 1, 2, 3]))
+    assert isinstance(found, ModelChanged)
     with pytest.raises(ModelChanged):
         stream.acquire(0)
-    until(lambda: not any(thread.is_alive() for thread in stream._threads))
+    until(lambda: not any(thread.is_alive() for thread in stream._readers._threads))
 
 
 def test_an_error_while_somebody_waits(opened: Opened) -> None:
@@ -300,7 +269,7 @@ def test_close_wakes_whoever_waits_and_waits_for_reads_under_way() -> None:
     closing.join(PATIENCE)
     assert not closing.is_alive()
     assert results == ["the model was closed; try: load it again"]
-    assert not any(thread.is_alive() for thread in stream._threads)
+    assert not any(thread.is_alive() for thread in stream._readers._threads)
     with pytest.raises(OutsizeError, match="closed"):
         stream.acquire(1)
     stream.release(1)
@@ -311,7 +280,7 @@ def test_close_before_start_and_a_stream_of_nothing() -> None:
     Stream(FakeFiles(), make_groups(["keep"]), slots=0, slot_bytes=0).close()
     empty = Stream(FakeFiles(), [], slots=2, slot_bytes=0)
     empty.start()
-    assert empty.loaded == 0
+    assert empty.loaded_bytes == 0
     empty.close()
 
 
@@ -378,7 +347,7 @@ def test_units_without_bytes(opened: Opened) -> None:
 def test_bytes_that_stay_are_counted_as_they_come(opened: Opened) -> None:
     stream = opened(["keep", "stream", "keep"], FakeFiles())
     pass_through(stream, [0, 1, 2])
-    assert stream.loaded == 2 * 4096
+    assert stream.loaded_bytes == 2 * 4096
 
 
 def compacting(opened: Opened, count: int, *, slots: int = 2, nbytes: int = 8192, rest: int = 6144) -> Stream:

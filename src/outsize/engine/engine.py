@@ -19,7 +19,6 @@ from outsize.models.tracing.cache_argument import cache_in
 from outsize.planner.dataset_cost import DatasetPrediction, predict_shapes
 from outsize.planner.plan import Plan
 from outsize.sizes import format_size
-from outsize.store.expert_cache import ExpertStats
 from outsize.store.reader import Files
 
 if TYPE_CHECKING:
@@ -66,13 +65,12 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """What has happened so far."""
-        stream = self._sweep.stream.stats
-        experts = self._sweep.experts[0].cache.stats if self._sweep.experts else ExpertStats()
+        experts = self._sweep.expert_stats
         return Stats(
             sweeps=self._sweep.sweeps,
             forwards=self._sweep.forwards,
             bytes_read=self._sweep.bytes_read,
-            waited_s=stream.waited_s + experts.waited_s,
+            waited_s=self._sweep.waited_s,
             open_s=time.monotonic() - self._began,
             peak_ram_bytes=peak_ram_bytes(),
             expert_hits=experts.hits,

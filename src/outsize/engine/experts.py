@@ -17,6 +17,7 @@ import torch
 from outsize.engine.binding import Binding
 from outsize.engine.devices import Devices
 from outsize.kernels.dispatch import Group, grouped_linear
+from outsize.kernels.replaced_forwards import ReplacedForwards
 from outsize.kernels.weights import PackedWeight
 from outsize.models.spec import ModelSpec, StoredTensor
 from outsize.models.tracing.experts import sum_dtype
@@ -25,7 +26,7 @@ from outsize.models.tracing.units import Unit
 from outsize.planner.plan import Plan
 from outsize.planner.routing import scan_from
 from outsize.planner.weight_group import WeightGroup
-from outsize.store.expert_cache import CachedExpert, ExpertCache
+from outsize.store.expert_cache import CachedExpert, ExpertCache, ExpertStats
 from outsize.store.views import tensor_at
 
 if TYPE_CHECKING:
@@ -77,20 +78,19 @@ class RoutedExperts:
         self._bias = (f"{up.slots[0].attribute}_bias", "down_proj_bias")
         self._views = not any(copies(matrix) for pair in self._matrices for of in pair for matrix in of)
         self._coming: list[Routing] = []
-        self._on_device: dict[int, tuple[Matrices, Matrices]] = {}  # where they rest on a GPU
+        self._rests_on_gpu = group.tier not in ("ram", "disk")
+        self._on_device: dict[int, tuple[Matrices, Matrices]] = {}  # what has come there
         self._weights = unit.weights
 
-    def start(self, sweep: Sweep) -> None:
-        """Has the module compute here from now on, whenever the sweep comes to it."""
+    def start(self, sweep: Sweep, forwards: ReplacedForwards) -> None:
+        """Has the module compute here for as long as ``forwards`` are replaced, whenever the sweep comes to it."""
         self._sweep = sweep
         Binding(self._weights, self.device).unbind()
-        self.module.__dict__["forward"] = lambda *args, **kwargs: self.forward(*args, *kwargs.values())
+        forwards.replace(self.module, lambda *args, **kwargs: self.forward(*args, *kwargs.values()))
 
     def close(self) -> None:
-        """Gives the module its own ``forward`` back, and lets go of all memory."""
-        self.module.__dict__.pop("forward", None)
+        """Lets go of what rests on a device."""
         self._on_device.clear()
-        self.cache.close()
 
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """The experts' part of a layer's output: hidden states [tokens, width], experts and weights [tokens, k]."""
@@ -123,7 +123,7 @@ class RoutedExperts:
         # A scan brings the experts in order, so that their outputs are added up as they come.
         sums = [_Sum(routing, self.group.experts, at_once=scan) for routing in routings]
         used = [sum(counts) for counts in zip(*(one.counts for one in sums), strict=True)]
-        self.uses = [before + now for before, now in zip(self.uses, used, strict=True)]
+        self.uses[:] = [before + now for before, now in zip(self.uses, used, strict=True)]
         for some in self._fetch([number for number, count in enumerate(used) if count], scan=scan):
             for one in sums:
                 one.take(self._outputs, some)
@@ -151,7 +151,7 @@ class RoutedExperts:
 
     def _at_once(self, hidden: Tensor, numbers: Sequence[int]) -> Tensor | None:
         """The outputs of all experts of a token [k, width], where they are in memory as they are computed with."""
-        if not numbers or not self._views or self.group.tier not in ("ram", "disk"):
+        if not numbers or not self._views or self._rests_on_gpu:
             return None
         experts = self.cache.at_hand(self.layer, numbers)
         if experts is None:
@@ -161,7 +161,7 @@ class RoutedExperts:
 
     def _fetch(self, numbers: Sequence[int], *, scan: bool) -> Iterator[dict[int, tuple[Matrices, Matrices]]]:
         """The matrices of the given experts, some at a time, each until the next are asked for."""
-        if self.group.tier not in ("ram", "disk"):
+        if self._rests_on_gpu:
             missing = [number for number in numbers if number not in self._on_device]
             for ready in self.cache.fetch(self.layer, missing, scan=scan):
                 for expert in ready:
@@ -270,9 +270,38 @@ class _Sum:
             self._summed.index_add_(0, self._tokens[begin:end], self._kept[begin:end])
 
 
-def experts_of(
-    units: Sequence[Unit], spec: ModelSpec, plan: Plan, cache: ExpertCache, devices: Devices
-) -> list[RoutedExperts]:
+class Experts:
+    """The routed experts of a whole model, layer by layer, and the cache that they share."""
+
+    def __init__(self, layers: Sequence[RoutedExperts], cache: ExpertCache) -> None:
+        self.layers = tuple(layers)
+        self._cache = cache
+        self._forwards = ReplacedForwards()
+
+    @property
+    def stats(self) -> ExpertStats:
+        """What the cache has done so far."""
+        return self._cache.stats
+
+    @property
+    def uses(self) -> dict[str, list[int]]:
+        """By module, the tokens that were sent to each of its experts."""
+        return {layer.group.module: layer.uses for layer in self.layers}
+
+    def start(self, sweep: Sweep) -> None:
+        """Has their modules compute here."""
+        for layer in self.layers:
+            layer.start(sweep, self._forwards)
+
+    def close(self) -> None:
+        """Gives the modules their own ``forward`` back, ends the cache's threads and lets go of all memory."""
+        self._forwards.restore()
+        for layer in self.layers:
+            layer.close()
+        self._cache.close()
+
+
+def experts_of(units: Sequence[Unit], spec: ModelSpec, plan: Plan, cache: ExpertCache, devices: Devices) -> Experts:
     """The routed experts of a skeleton, a cache's layers in the order of the plan's groups."""
     by_module = {module.name: unit for module, unit in zip(spec.modules, units, strict=True)}
     parts = {tensor.name: tensor.part for module in spec.modules for tensor in module.tensors}
@@ -287,4 +316,4 @@ def experts_of(
             device = devices.torch_device(group.device)
             experts = RoutedExperts(by_module[group.module], group, cache, len(found), before[-1] + 0.5, device)
             found.append(experts)
-    return found
+    return Experts(found, cache)

@@ -75,17 +75,19 @@ def open_model(
         raise ModelNotFound(f"{folder.origin}: its weights are not on this machine")
     give_back_large_memory()
     files = DirectFiles(folder.path, {f.name: f.size for f in folder.files})
-    groups = with_layouts(opening.spec, plan, folder.tensors)
-    stream = Stream(files, groups, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes, trace=trace)
-    experts = _expert_cache(opening, files, trace)
-    stream.start(first_of_last_stack(opening.spec, groups))
+    ends = [files.close]  # in the order in which things end; the files last
     try:
-        return _build(opening, files, groups, stream, experts, progress)
+        groups = with_layouts(opening.spec, plan, folder.tensors)
+        stream = Stream(files, groups, slots=plan.ring_slots, slot_bytes=plan.ring_slot_bytes, trace=trace)
+        ends.insert(0, stream.close)
+        cache = _expert_cache(opening, files, trace)
+        if cache is not None:
+            ends.insert(0, cache.close)
+        stream.start(first_of_last_stack(opening.spec, groups))
+        return _build(opening, files, groups, stream, cache, progress)
     except BaseException:
-        stream.close()
-        if experts is not None:
-            experts.close()
-        files.close()
+        for end in ends:
+            end()
         raise
 
 
@@ -135,14 +137,14 @@ def _build(
     rows = RowReader(files)
     devices = Devices(opening.machine)
     layers = layers_of(skeleton.units, opening.spec, plan, groups, devices, rows)
-    experts = () if cache is None else experts_of(skeleton.units, opening.spec, plan, cache, devices)
+    experts = None if cache is None else experts_of(skeleton.units, opening.spec, plan, cache, devices)
     home = next((layer.device for layer in layers if layer.unit.role == "block"), CPU)
     sweep = Sweep(skeleton.model, layers, experts, stream, rows, home, progress)
     model: Any = skeleton.model
     model.outsize = Engine(opening.spec, opening.machine, plan, sweep, files)
-    if experts:
-        key = spec_key(folder, opening.auto_class)
-        model.outsize.at_close(lambda: keep_routing(key, {one.group.module: one.uses for one in experts}))
+    if experts is not None:
+        key, uses = spec_key(folder, opening.auto_class), experts.uses
+        model.outsize.at_close(lambda: keep_routing(key, uses))
     # In reverse, for a model that is dropped instead of closed.
     for end in (files.close, rows.close, stream.close, *([] if cache is None else [cache.close])):
         weakref.finalize(model, end)

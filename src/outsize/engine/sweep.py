@@ -15,7 +15,7 @@ from torch import nn
 
 from outsize.engine.binding import Binding, bind_rows
 from outsize.engine.devices import Devices, Mover, device_of, move, move_buffers, move_outputs
-from outsize.engine.experts import RoutedExperts
+from outsize.engine.experts import Experts, RoutedExperts
 from outsize.engine.forward_context import ForwardContext
 from outsize.engine.layer import BoundGroup, Layer, is_lookup
 from outsize.engine.logits import lay_out_rows
@@ -26,10 +26,12 @@ from outsize.planner.footprint import has_bf12
 from outsize.planner.plan import Plan
 from outsize.planner.weight_group import WeightGroup
 from outsize.store.embedding import RowReader
+from outsize.store.expert_cache import ExpertStats
 from outsize.store.layout import Layout
 from outsize.store.stream import Stream
 from outsize.store.trace import Trace
 
+NO_EXPERTS = ExpertStats(0, 0, 0, 0.0)
 Progress = Callable[[int, int], None]  # bytes that have come to stay, bytes that will
 
 
@@ -55,7 +57,7 @@ class Sweep:
         self,
         model: Any,
         layers: Sequence[Layer],
-        experts: Sequence[RoutedExperts],
+        experts: Experts | None,
         stream: Stream,
         rows: RowReader,
         home: torch.device,
@@ -89,8 +91,8 @@ class Sweep:
                 self._unbind(bound)
             self._hook(layer)
         self._hook_models()
-        for experts in self.experts:
-            experts.start(self)
+        if self.experts is not None:
+            self.experts.start(self)
         for layer in self._layers:
             for bound in [b for b in layer.groups if layer.unit.role != "block" and not b.passes]:
                 self.advance(bound, ())
@@ -100,8 +102,8 @@ class Sweep:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for experts in self.experts:
-            experts.close()
+        if self.experts is not None:
+            self.experts.close()
         self.stream.close()
         self._rows.close()
         for layer in self._layers:
@@ -112,8 +114,17 @@ class Sweep:
     @property
     def bytes_read(self) -> int:
         """Bytes that came from the drive so far."""
-        cache = self.experts[0].cache.stats.bytes_read if self.experts else 0
-        return self.stream.stats.bytes_read + self._rows.bytes_read + cache
+        return self.stream.stats.bytes_read + self._rows.bytes_read + self.expert_stats.bytes_read
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that computing has waited for the drive so far."""
+        return self.stream.stats.waited_s + self.expert_stats.waited_s
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What the cache of routed experts has done; nothing where there are none."""
+        return NO_EXPERTS if self.experts is None else self.experts.stats
 
     def keep_rows(self, nbytes: int) -> None:
         """Keeps rows of embeddings that are looked up on disk, up to so many bytes; 0 drops them."""
@@ -201,7 +212,7 @@ class Sweep:
             self._unbind(bound)
             bound.streamed = True
             self.stream.stream_from_now(bound.place)
-        self._progress(self.stream.loaded, self._stays)
+        self._progress(self.stream.loaded_bytes, self._stays)
 
     def _unbind(self, bound: BoundGroup) -> None:
         bound.binding.unbind(lambda: self.enter(bound))

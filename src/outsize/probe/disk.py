@@ -17,9 +17,9 @@ from outsize.models.spec import StoredTensor
 from outsize.planner.weight_group import WeightGroup
 from outsize.sizes import format_size
 from outsize.store.buffer import Memory
+from outsize.store.chunk_readers import CHUNK as READ_BYTES
 from outsize.store.layout import lay_out
 from outsize.store.reader import DirectFiles, Files
-from outsize.store.stream import CHUNK as READ_BYTES
 from outsize.store.stream import Stream
 
 CHUNK = 64 << 20  # bytes acquired at once, like a block's

@@ -88,7 +88,7 @@ def _add_state(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
     @app.get("/v1/plan")
     async def plan(now: bool = False) -> dict[str, Any]:
         sweep = service.sweep
-        done = {"sweeps": sweep.sweeps, "disk_bytes": sweep.bytes_read, "waited_s": sweep.stream.stats.waited_s}
+        done = {"sweeps": sweep.sweeps, "disk_bytes": sweep.bytes_read, "waited_s": sweep.waited_s}
         doing = {"name": backend.name, **asdict(service.load()), **done}
         if now:
             return {"now": doing}

@@ -8,18 +8,16 @@ that a long prompt does not empty the cache.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from outsize.errors import OutsizeError
 from outsize.store.buffer import Memory
-from outsize.store.layout import Extent, Layout
+from outsize.store.chunk_readers import READERS, ChunkReaders, Load
+from outsize.store.layout import Layout
 from outsize.store.reader import Files
-from outsize.store.stream import CHUNK, READERS
 from outsize.store.trace import Trace
 
 LAYERS_AHEAD = 2  # that are looked through for experts to read ahead
@@ -28,14 +26,14 @@ AHEAD_BYTES = 256 << 20  # most that is read ahead: what a drive reads while a l
 State = Literal["absent", "loading", "ready"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ExpertStats:
     """What a cache has done so far. ``hits``: uses of an expert that was there; ``misses``: that had to be read."""
 
-    hits: int = 0
-    misses: int = 0
-    bytes_read: int = 0
-    waited_s: float = 0.0
+    hits: int
+    misses: int
+    bytes_read: int
+    waited_s: float
 
 
 @dataclass(slots=True, eq=False)
@@ -55,8 +53,7 @@ class CachedExpert:
     pinned: bool = False  # somebody computes with it, or is about to
     scanned: bool = False  # it was read for a pass over all experts
     used: int = 0  # the token, or pass of another kind, that used it last
-    unread: deque[tuple[Extent, int]] = field(default_factory=deque)  # chunks: of an extent, from where
-    reading: int = 0  # chunks that readers are at
+    load: Load | None = None  # while it is read
 
 
 class ExpertCache:
@@ -80,10 +77,8 @@ class ExpertCache:
         if largest > slot_bytes or slots < 1:
             have = f"{slots} slots of {slot_bytes} bytes"
             raise OutsizeError("an expert does not fit into the cache", need=f"{largest} bytes", have=have)
-        self.stats = ExpertStats()
+        self._hits = self._misses = 0
         self._slots = slots
-        self._files = files
-        self._trace = trace
         self._layers = [[CachedExpert(i, j, one) for j, one in enumerate(layer)] for i, layer in enumerate(layouts)]
         self._memory: Memory | None = Memory(slots * slot_bytes)
         whole = self._memory.view
@@ -95,15 +90,16 @@ class ExpertCache:
         self._pass, self._at = 0, -1  # which is underway, and the layer that it has come to
         self._held: Sequence[CachedExpert] = ()  # of the fetch that is underway
         self._ahead: dict[CachedExpert, None] = {}  # read ahead and not used yet
-        self._queue: deque[CachedExpert] = deque()  # with chunks that nobody reads yet, the most urgent first
-        self._error: BaseException | None = None
-        self._closed = False
-        self._changed = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._read_chunks, name=f"outsize-experts-{i}", daemon=True) for i in range(readers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._queue: deque[CachedExpert] = deque()  # being read, or to be, the most urgent first
+        self._loading: dict[int, CachedExpert] = {}  # by the identity of the load
+        self._readers = ChunkReaders(files, self, "experts", readers, trace)
+        self._changed = self._readers.changed
+        self._readers.start()
+
+    @property
+    def stats(self) -> ExpertStats:
+        """What has happened so far."""
+        return ExpertStats(self._hits, self._misses, self._readers.bytes_read, self._readers.waited_s)
 
     def load(self, layers: Sequence[int]) -> None:
         """Begins to read the experts of these layers in order, as many as there is room for."""
@@ -121,11 +117,11 @@ class ExpertCache:
         """
         experts = [self._layers[layer][number] for number in numbers]
         with self._changed:
-            self._raise_if_over()
+            self._readers.raise_if_over()
             if any(expert.state != "ready" for expert in experts):
                 return None
             self._come_to(layer)
-            self.stats.hits += len(experts)
+            self._hits += len(experts)
             for expert in experts:
                 self._touch(expert)
         return experts
@@ -146,7 +142,7 @@ class ExpertCache:
             some = experts[first : first + window]
             following = experts[first + window :] if scan else None
             with self._changed:
-                self._raise_if_over()
+                self._readers.raise_if_over()
                 missing = self._hold(some)
             pending = deque(some)
             try:
@@ -154,7 +150,7 @@ class ExpertCache:
                     ready = self._wait_for(pending, missing, following)
                     yield ready
                     with self._changed:
-                        self._raise_if_over()
+                        self._readers.raise_if_over()
                         for expert in ready:
                             self._let_go(expert, scan=scan)
             finally:
@@ -167,15 +163,11 @@ class ExpertCache:
 
     def close(self) -> None:
         """Stops the readers and lets go of all memory; fetches raise from now on."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            if thread.is_alive() and thread is not threading.current_thread():
-                thread.join()
+        self._readers.close()
         with self._changed:
             for expert in (one for layer in self._layers for one in layer):
-                expert.view = expert.weights = None
+                expert.view = expert.weights = expert.load = None
+            self._loading.clear()
             self._free.clear()
             for ready in (*self._used, self._scanned):
                 ready.clear()
@@ -197,12 +189,12 @@ class ExpertCache:
         for expert in experts:
             if expert.state != "absent":
                 expert.pinned = True
-                if expert.unread:  # it was read ahead, and is urgent now
+                if expert.load is not None and expert.load.unread:  # it was read ahead, and is urgent now
                     self._queue.remove(expert)
                     self._insert(expert)
         read = sum(expert.state == "absent" or expert in self._ahead for expert in experts)
-        self.stats.misses += read
-        self.stats.hits += len(experts) - read
+        self._misses += read
+        self._hits += len(experts) - read
         for expert in experts:
             self._ahead.pop(expert, None)
         return missing
@@ -219,26 +211,31 @@ class ExpertCache:
         following: Sequence[CachedExpert] | None,
     ) -> list[CachedExpert]:
         """Takes those that are ready from ``pending``: at least one; in order, where there is a ``following``."""
-        scan, began = following is not None, None
         with self._changed:
-            while True:
-                self._raise_if_over()
-                while missing and self._make_room():
-                    expert = missing.popleft()
-                    expert.pinned = True
-                    self._begin(expert, urgent=True, scan=scan)
-                if following is not None and not missing:
-                    self._read_ahead(pending[0].layer, following)
-                ready = _take_ready(pending, in_order=scan)
-                if ready:
-                    break
-                began = began or time.monotonic()
-                self._changed.wait()
-        if began is not None:
-            self.stats.waited_s += time.monotonic() - began
-            if self._trace is not None:
-                self._trace.add("wait", f"experts of layer {ready[0].layer}", began)
+            ready = self._advance(pending, missing, following)
+            if not ready:
+                with self._readers.waiting(f"experts of layer {pending[0].layer}"):
+                    while not ready:
+                        self._changed.wait()
+                        ready = self._advance(pending, missing, following)
         return ready
+
+    def _advance(
+        self,
+        pending: deque[CachedExpert],
+        missing: deque[CachedExpert],
+        following: Sequence[CachedExpert] | None,
+    ) -> list[CachedExpert]:
+        """Has as much read as there is room for, and takes what is ready from ``pending``."""
+        self._readers.raise_if_over()
+        scan = following is not None
+        while missing and self._make_room():
+            expert = missing.popleft()
+            expert.pinned = True
+            self._begin(expert, urgent=True, scan=scan)
+        if following is not None and not missing:
+            self._read_ahead(pending[0].layer, following)
+        return _take_ready(pending, in_order=scan)
 
     def _let_go(self, expert: CachedExpert, *, scan: bool) -> None:
         """It was used: the last to go of its layer. To a pass over all experts, only what that has read was."""
@@ -306,8 +303,8 @@ class ExpertCache:
 
     def _begin(self, expert: CachedExpert, *, urgent: bool, scan: bool = False) -> None:
         expert.state, expert.view, expert.scanned = "loading", self._free.pop(), scan
-        for extent in expert.layout.extents:
-            expert.unread.extend((extent, start) for start in range(0, extent.length, CHUNK))
+        expert.load = Load(f"expert {expert.number} of layer {expert.layer}", expert.layout, expert.view)
+        self._loading[id(expert.load)] = expert
         if urgent:
             self._insert(expert)
         else:
@@ -319,57 +316,22 @@ class ExpertCache:
         place = next((i for i, other in enumerate(self._queue) if not other.pinned), len(self._queue))
         self._queue.insert(place, expert)
 
-    def _raise_if_over(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._closed:
-            raise OutsizeError("the model was closed", remedy="load it again")
+    # --- what the readers ask and say ---
 
-    # --- the reader threads ---
+    def next_load(self) -> Load | None:
+        """As in Work: the most urgent."""
+        while self._queue:
+            load = self._queue[0].load
+            if load is not None and load.unread:
+                return load
+            self._queue.popleft()  # its last chunk is being read
+        return None
 
-    def _read_chunks(self) -> None:
-        try:
-            while (taken := self._take()) is not None:
-                expert, extent, start, view = taken
-                began = time.monotonic()
-                length = min(CHUNK, extent.length - start)
-                place = view[extent.position + start : extent.position + start + length]
-                got = self._files.read_into(
-                    extent.file, extent.offset + start, place, min(length, extent.needed - start)
-                )
-                if self._trace is not None:
-                    self._trace.add("read", f"expert {expert.number} of layer {expert.layer}", began, got)
-                if self._was_last(expert, got):
-                    self._files.check(expert.layout.files)
-                    with self._changed:
-                        expert.state, expert.used = "ready", self._pass
-                        (self._scanned if expert.scanned else self._used[expert.layer])[expert] = None
-                        self._changed.notify_all()
-                del taken, view, place  # a thread that waits must not keep memory alive
-        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to the thread that computes
-            with self._changed:
-                self._error = self._error or error
-                self._changed.notify_all()
-
-    def _take(self) -> tuple[CachedExpert, Extent, int, memoryview] | None:
-        with self._changed:
-            while not self._queue and not self._closed and self._error is None:
-                self._changed.wait()
-            if self._closed or self._error is not None:
-                return None
-            expert = self._queue[0]
-            extent, start = expert.unread.popleft()
-            expert.reading += 1
-            if not expert.unread:
-                self._queue.popleft()
-            assert expert.view is not None
-            return expert, extent, start, expert.view
-
-    def _was_last(self, expert: CachedExpert, got: int) -> bool:
-        with self._changed:
-            self.stats.bytes_read += got
-            expert.reading -= 1
-            return not expert.unread and not expert.reading
+    def loaded(self, load: Load) -> None:
+        """As in Work."""
+        expert = self._loading.pop(id(load))
+        expert.state, expert.load, expert.used = "ready", None, self._pass
+        (self._scanned if expert.scanned else self._used[expert.layer])[expert] = None
 
 
 def _take_ready(pending: deque[CachedExpert], *, in_order: bool) -> list[CachedExpert]:

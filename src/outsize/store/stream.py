@@ -7,24 +7,19 @@ stays passes through the room that the smaller form will take, as long as there 
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from outsize.errors import OutsizeError
 from outsize.planner.weight_group import WeightGroup
 from outsize.store.access_order import AccessOrder
 from outsize.store.buffer import Memory
-from outsize.store.layout import Extent, Layout
+from outsize.store.chunk_readers import READERS, ChunkReaders, Load
+from outsize.store.layout import Layout
 from outsize.store.reader import Files
 from outsize.store.trace import Trace
 
-# More than keep the drive busy: some of them wait for the interpreter while the model computes.
-READERS = 8
-CHUNK = 8 << 20  # bytes of one read: large enough to keep a drive busy, small enough to share it between readers
 UNREAD = 2  # groups that get spare room before the readers come to them; more would be memory that waits
 
 # absent -> loading -> ready -> held -> absent (streamed), kept (in place), done (passed on to where it stays). A group
@@ -33,19 +28,13 @@ UNREAD = 2  # groups that get spare room before the readers come to them; more w
 State = Literal["absent", "loading", "dropped", "ready", "held", "kept", "done"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class StreamStats:
     """What a stream has done so far."""
 
-    bytes_read: int = 0
-    waited_s: float = 0.0  # that acquires had to wait for the drive
-    mispredicted: int = 0  # acquires of a group that was not expected, and so not being read yet
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    extent: Extent
-    start: int  # within the extent
+    bytes_read: int
+    waited_s: float  # that acquires had to wait for the drive
+    mispredicted: int  # acquires of a group that was not expected, and so not being read yet
 
 
 @dataclass(slots=True, eq=False)
@@ -55,8 +44,7 @@ class _Entry:
     streamed: bool
     state: State = "absent"
     memory: Memory | None = None
-    unread: deque[_Chunk] = field(default_factory=deque)
-    reading: int = 0  # chunks that readers are at
+    load: Load | None = None  # while it is read
     own: bool = False  # whether its memory is its own, none of the ring's buffers
 
     @property
@@ -98,9 +86,8 @@ class Stream:
         readers: int = READERS,
         trace: Trace | None = None,
     ) -> None:
-        self.stats = StreamStats()
         self.trace = trace
-        self._files = files
+        self._mispredicted = 0
         self._entries = [_Entry(group, layout, group.streamed) for group, layout in groups]
         self._order = AccessOrder(len(groups), lambda index: self._entries[index].settled)
         passing = [entry for entry in self._entries if not entry.group.in_place]
@@ -116,20 +103,15 @@ class Stream:
         self._used: list[Memory] = []  # in spare room, and read into before: the system need not clear it again
         self._ahead: list[_Entry] = []  # what is expected from here, in order
         self._out_of_turn: _Entry | None = None  # that somebody waits for
-        self._error: BaseException | None = None
-        self._closed = False
-        self._changed = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._read_chunks, name=f"outsize-reader-{i}", daemon=True) for i in range(readers)
-        ]
+        self._readers = ChunkReaders(files, self, "reader", readers, trace)
+        self._changed = self._readers.changed
 
     def start(self, after_last: int = 0) -> None:
         """Begins to read, in the order of the groups; ``after_last`` is the first guess at what follows the last."""
         with self._changed:
             self._order.follow_last_with(after_last)
             self._fill()
-        for thread in self._threads:
-            thread.start()
+        self._readers.start()
 
     def acquire(self, index: int) -> Memory:
         """The memory that holds a group's bytes, once they are there. Held until ``release``.
@@ -139,13 +121,13 @@ class Stream:
         """
         entry = self._entries[index]
         with self._changed:
-            self._raise_if_over()
+            self._readers.raise_if_over()
             if not entry.settled and entry.state != "held":
                 # What stays in memory may be asked for out of turn, once: a tied embedding begins a pass and stands
                 # with the head at its end. It is read at once, and what was read ahead still comes next.
                 self._out_of_turn = entry if entry.group.in_place and not self._order.expects(index) else None
                 if self._out_of_turn is None and not self._order.asked_for(index):
-                    self.stats.mispredicted += entry.state == "absent"
+                    self._mispredicted += entry.state == "absent"
                 self._fill()
                 self._wait_for(entry)
                 self._out_of_turn = None
@@ -179,20 +161,20 @@ class Stream:
 
     def close(self) -> None:
         """Stops the readers and lets go of all memory; acquires raise from now on."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            if thread.is_alive() and thread is not threading.current_thread():
-                thread.join()
+        self._readers.close()
         with self._changed:
             for entry in self._entries:
-                entry.memory = None
+                entry.memory = entry.load = None
             self._free.clear()
             self._used.clear()
 
     @property
-    def loaded(self) -> int:
+    def stats(self) -> StreamStats:
+        """What has happened so far."""
+        return StreamStats(self._readers.bytes_read, self._readers.waited_s, self._mispredicted)
+
+    @property
+    def loaded_bytes(self) -> int:
         """Bytes that have arrived and stay."""
         stays = [e for e in self._entries if not e.streamed and e.state in ("ready", "held", "kept", "done")]
         return sum(entry.layout.nbytes for entry in stays)
@@ -225,7 +207,7 @@ class Stream:
         """
         pending = [e for e in self._ahead if e.passes_once and e.state != "done"]
         after = sum(e.copy_bytes for e in pending)
-        unread = sum(bool(e.unread) for e in pending if e.own)
+        unread = sum(e.load is not None and bool(e.load.unread) for e in pending if e.own)
         self._trim_used(after, pending)
         room = after
         for entry in pending:
@@ -269,16 +251,16 @@ class Stream:
 
     def _begin(self, entry: _Entry, memory: Memory) -> None:
         entry.memory, entry.state = memory, "loading"
-        for extent in entry.layout.extents:
-            entry.unread.extend(_Chunk(extent, start) for start in range(0, extent.length, CHUNK))
-        if not entry.unread:
-            entry.state = "ready"
+        entry.load = Load(entry.group.module, entry.layout, memory.view)
+        if not entry.load.unread:
+            entry.state, entry.load = "ready", None
         self._changed.notify_all()
 
     def _drop(self, entry: _Entry) -> None:
         """Takes the buffer of a group that was read for nothing, as soon as no reader writes into it."""
-        entry.unread.clear()
-        if entry.reading:
+        if entry.load is not None:
+            entry.load.unread.clear()
+        if entry.load is not None and entry.load.reading:
             entry.state = "dropped"
         else:
             self._recycle(entry, "absent")
@@ -287,84 +269,37 @@ class Stream:
         assert entry.memory is not None
         entry.state = state
         (self._used if entry.own else self._free).append(entry.memory)
-        entry.memory, entry.own = None, False
+        entry.memory, entry.load, entry.own = None, None, False
         if all(e.group.in_place or e.state == "done" for e in self._entries):
             self._free.clear()  # the ring has done its work: its memory goes
             self._used.clear()
 
     def _wait_for(self, entry: _Entry) -> None:
-        began = None
-        while entry.state != "ready":
-            self._raise_if_over()
-            others = [e for e in self._entries if e.in_ring and e.state == "held"]
-            if entry.state == "absent" and len(others) >= self._slots:
-                raise OutsizeError(f"no buffer for {entry.group.module}: all {self._slots} are in use at the same time")
-            began = began or time.monotonic()
-            self._changed.wait()
-        if began is not None:
-            self.stats.waited_s += time.monotonic() - began
-            if self.trace is not None:
-                self.trace.add("wait", entry.group.module, began)
-
-    def _raise_if_over(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._closed:
-            raise OutsizeError("the model was closed", remedy="load it again")
-
-    # --- the reader threads ---
-
-    def _read_chunks(self) -> None:
-        """The life of a reader thread: the first unread chunk on the way ahead, until the stream is over."""
-        try:
-            while (taken := self._take()) is not None:
-                entry, chunk, memory = taken
-                began = time.monotonic()
-                got = self._read(chunk, memory)
-                if self.trace is not None:
-                    self.trace.add("read", entry.group.module, began, got)
-                if self._was_last(entry, got):
-                    self._files.check(entry.layout.files)
-                    self._finish(entry)
-                del taken, memory  # a thread that waits must not keep a buffer alive
-        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to the thread that computes
-            with self._changed:
-                self._error = self._error or error
-                self._changed.notify_all()
-
-    def _take(self) -> tuple[_Entry, _Chunk, Memory] | None:
-        with self._changed:
-            while not self._closed and self._error is None:
-                for entry in self._ahead:
-                    if entry.unread and entry.memory is not None:
-                        entry.reading += 1
-                        return entry, entry.unread.popleft(), entry.memory
+        there = entry.state == "ready"
+        if there:
+            return
+        with self._readers.waiting(entry.group.module):
+            while entry.state != "ready":
+                self._readers.raise_if_over()
+                others = [e for e in self._entries if e.in_ring and e.state == "held"]
+                if entry.state == "absent" and len(others) >= self._slots:
+                    what = f"no buffer for {entry.group.module}: all {self._slots} are in use at the same time"
+                    raise OutsizeError(what)
                 self._changed.wait()
-            return None
 
-    def _read(self, chunk: _Chunk, memory: Memory) -> int:
-        extent = chunk.extent
-        length = min(CHUNK, extent.length - chunk.start)
-        needed = min(length, extent.needed - chunk.start)
-        at = extent.position + chunk.start
-        return self._files.read_into(extent.file, extent.offset + chunk.start, memory.view[at : at + length], needed)
+    # --- what the readers ask and say ---
 
-    def _was_last(self, entry: _Entry, got: int) -> bool:
-        """Counts a chunk as read. After the last, the group still counts as being read until it is checked."""
-        with self._changed:
-            self.stats.bytes_read += got
-            if entry.reading == 1 and not entry.unread:
-                return True
-            entry.reading -= 1
-            return False
+    def next_load(self) -> Load | None:
+        """As in Work: the first on the way ahead."""
+        return next((e.load for e in self._ahead if e.load is not None and e.load.unread), None)
 
-    def _finish(self, entry: _Entry) -> None:
-        with self._changed:
-            entry.reading -= 1
-            if entry.state == "dropped":
-                self._recycle(entry, "absent")
-                self._fill()
-            else:
-                entry.state = "ready"
-                self._begin_in_spare_room()
-            self._changed.notify_all()
+    def loaded(self, load: Load) -> None:
+        """As in Work."""
+        entry = next(entry for entry in self._entries if entry.load is load)
+        entry.load = None
+        if entry.state == "dropped":
+            self._recycle(entry, "absent")
+            self._fill()
+        else:
+            entry.state = "ready"
+            self._begin_in_spare_room()

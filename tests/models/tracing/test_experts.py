@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from outsize.errors import UnsupportedModel
-from outsize.models import tracing
 from outsize.models.expert_slices import expert_tensors
 from outsize.models.files.packed_tensors import PackedTensor
 from outsize.models.quantization import Quantisation, Scheme
 from outsize.models.spec import StoredTensor
+from outsize.models.tracing import module_specs
 from outsize.models.tracing.experts import find_experts, split_experts, sum_dtype
 from outsize.models.tracing.packed_weights import settle
 from outsize.models.tracing.recording import Call, Packed, RecordingTensor, replay
@@ -141,4 +141,4 @@ def test_packed_experts_are_packed_and_shaped_alike():
         settle({0: weight_of(nn.Linear(1, 1), "weight", fused)}, nn.Linear(1, 1), quantisation)
     alike = settle({0: weight_of(Marked(), "up_proj", fused, ((a,), (longer,)))}, nn.Linear(1, 1), quantisation)[0]
     with pytest.raises(UnsupportedModel, match="of several shapes"):
-        tracing._stored_shape(alike)
+        module_specs._stored_shape(alike)

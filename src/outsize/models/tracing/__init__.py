@@ -26,15 +26,15 @@ from outsize.models.dtypes import BYTES
 from outsize.models.files.folder import ModelFolder
 from outsize.models.files.packed_tensors import PackedTensor, merge, shapes_in
 from outsize.models.quantization import Quantisation, read_quantisation
-from outsize.models.spec import ModelSpec, ModuleSpec, Origin, StoredTensor, TensorSpec
+from outsize.models.spec import ModelSpec, StoredTensor
 from outsize.models.time_limit import time_limit
 from outsize.models.tracing.experts import find_experts
-from outsize.models.tracing.measure import Measured, measure
+from outsize.models.tracing.measure import measure
+from outsize.models.tracing.module_specs import module_spec, name_of, origin_of
 from outsize.models.tracing.packed_weights import settle
-from outsize.models.tracing.parts import divide
 from outsize.models.tracing.pretrained import load_generation_config
-from outsize.models.tracing.recording import Packed, RecordingTensor, copies, is_whole, sources
-from outsize.models.tracing.units import Unit, Weight, take_weights, units_of
+from outsize.models.tracing.recording import RecordingTensor
+from outsize.models.tracing.units import Unit, take_weights, units_of
 
 CONFIG_S = 5.0  # that making sense of a configuration may take: those in use take milliseconds
 MOST_LAYERS = 10_000  # a hundred times those of the deepest models; each costs time and memory before anything is read
@@ -186,8 +186,7 @@ def survey(skeleton: Skeleton, name: str) -> ModelSpec:
     model, config = skeleton.model, skeleton.model.config
     measured = measure(model, [(unit.name, unit.modules, unit.role, unit.stack) for unit in skeleton.units])
     by_name = {unit.name: unit for unit in skeleton.units}
-    parts = {unit.name: _parts(unit, skeleton.units, measured) for unit in skeleton.units}
-    modules = tuple(_module_spec(by_name[n], measured, parts[n]) for n in measured.order)
+    modules = tuple(module_spec(by_name[n], skeleton.units, measured) for n in measured.order)
     text = config.get_text_config(decoder=True)
     sizes: dict[str, int] = {}
     for module in modules:
@@ -205,25 +204,8 @@ def survey(skeleton: Skeleton, name: str) -> ModelSpec:
         resting=measured.resting,
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers() if b.device.type != "meta"),
         dtype=max(sizes, key=lambda dtype: sizes[dtype]),
-        origins={weight.name: _origin(weight) for unit in skeleton.units for weight in unit.weights},
+        origins={weight.name: origin_of(weight) for unit in skeleton.units for weight in unit.weights},
     )
-
-
-def _origin(weight: Weight) -> Origin:
-    """What a weight is made of; of routed experts that are stored one by one, expert after expert."""
-    stored = list(sources(weight.expression))
-    if not weight.experts:
-        return Origin(tuple(s.name for s in stored), copies(weight.expression))
-    matrices = [matrix for of_one in weight.experts for matrix in of_one]
-    if _are_apart(weight):
-        stored = [s for matrix in matrices for s in sources(matrix)]
-    return Origin(tuple(s.name for s in stored), any(copies(matrix) for matrix in matrices))
-
-
-def _are_apart(weight: Weight) -> bool:
-    """Whether it is made of experts that are stored one by one."""
-    stored = set(sources(weight.expression))
-    return bool(weight.experts) and all(s in stored for matrix in weight.experts[0] for s in sources(matrix))
 
 
 def _positions(config: Any) -> int | None:
@@ -238,87 +220,6 @@ def in_order(skeleton: Skeleton, spec: ModelSpec) -> Skeleton:
     if by_name.keys() != {module.name for module in spec.modules}:
         raise DamagedModel(f"the model's modules are not those of the spec of {spec.id}")
     return Skeleton(skeleton.model, tuple(by_name[module.name] for module in spec.modules))
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """torch's name of a data type: "bfloat16"."""
-    return str(dtype).removeprefix("torch.")
-
-
-def _parts(unit: Unit, units: Sequence[Unit], measured: Measured) -> dict[str, int]:
-    """The part of each of a unit's weights; of routed experts, the part of their block that they compute after."""
-    parts = divide(unit, measured.turns)
-    block = next((u for u in units if u.role == "block" and unit.name.startswith(f"{u.name}.")), None)
-    if unit.role != "experts" or block is None:
-        return parts
-    spans, of_block = measured.turns.spans, divide(block, measured.turns)
-    begin = spans.get(id(unit.modules[0]), (0, 0))
-    before = [of_block[w.name] for w in block.weights if spans.get(id(w.slots[0].module), begin) < begin]
-    return dict.fromkeys(parts, max(before, default=0))
-
-
-def _module_spec(unit: Unit, measured: Measured, parts: Mapping[str, int]) -> ModuleSpec:
-    tensors = tuple(
-        TensorSpec(
-            w.name,
-            _stored_shape(w),
-            _stored_dtype(w),
-            name_of(w.dtype),
-            _quantisable(unit, w),
-            parts[w.name],
-            w.packing,
-            _span(w),
-            sum(len(matrices) for matrices in w.experts) if _are_apart(w) else 1,
-        )
-        for w in unit.weights
-    )
-    role = unit.role
-    rows = all(len(w.shape) == 2 for w in unit.weights)
-    if role == "embedding" and not (rows and (unit.tied or all(_by_rows(w, measured) for w in unit.weights))):
-        role = "other"  # a table that is used as a whole, or put together from several, cannot rest on disk
-    experts = len(unit.weights[0].experts)
-    per_token = measured.per_token.get(unit.name, experts)
-    return ModuleSpec(
-        unit.name, role, unit.stack, tensors, measured.cache[unit.name], unit.tied, experts, min(per_token, experts)
-    )
-
-
-def _quantisable(unit: Unit, weight: Weight) -> bool:
-    """Whether it is what int8 and int4 quantise: matrices of the checkpoint, one by one, that inputs multiply."""
-    if weight.experts:
-        return all(is_whole(matrix) for matrices in weight.experts for matrix in matrices)
-    return weight.matmul and unit.role == "block" and is_whole(weight.expression)
-
-
-def _by_rows(weight: Weight, measured: Measured) -> bool:
-    """Whether no more than rows of a weight are used, and they lie somewhere as they are."""
-    return weight.name in measured.turns.looked_up and len(list(sources(weight.expression))) == 1
-
-
-def _span(weight: Weight) -> int:
-    """Bytes that reading a weight takes where one of its sources is a strided view; 0 where none is."""
-    stored = list(sources(weight.expression))
-    return sum(s.nbytes for s in stored) if any(s.strides is not None for s in stored) else 0
-
-
-def _stored_shape(weight: Weight) -> tuple[int, ...]:
-    """The shape of a weight; of packed experts [matrices, out, in], for each of them has its own scales."""
-    if weight.packing is None or not weight.experts:
-        return weight.shape
-    matrices = [matrix for of_one in weight.experts for matrix in of_one]
-    shape, *others = {matrix.tensor.shape for matrix in matrices if isinstance(matrix, Packed)}
-    if others:
-        raise UnsupportedModel(f"{weight.name} is put together from packed weights of several shapes")
-    return (len(matrices), *shape)
-
-
-def _stored_dtype(weight: Weight) -> str:
-    if weight.packing is not None:  # what streaming has to convert is scales, if it has to
-        return weight.packing.scale if weight.packing.casts_scales else name_of(weight.dtype)
-    kinds = {source.dtype for source in sources(weight.expression)}
-    if len(kinds) != 1:
-        raise UnsupportedModel(f"{weight.name} is made from tensors of several data types: {', '.join(sorted(kinds))}")
-    return kinds.pop()
 
 
 def _refuse_gaps(model: Any, info: Any) -> None:
