@@ -14,7 +14,7 @@ from outsize.planner.dataset_cost import Dataset, predict_dataset, predict_shape
 from outsize.planner.footprint import expert_copy_bytes, expert_slot_bytes, least_expert_slots
 from outsize.planner.plan_json import group_to_json
 from outsize.planner.planner import make_request, plan_one
-from outsize.planner.routing import scan_from, touched
+from outsize.planner.routing import scan_from, touched, touched_measured
 from outsize.planner.sweep_cost import SweepCost, Turn
 
 A3B = shipped_spec("Qwen/Qwen3-30B-A3B")
@@ -100,7 +100,7 @@ def test_a_pass_over_all_finds_what_the_cache_holds_however_often_tokens_hit():
     here, plan = planned(8 * GIB, spec=skewed)
     model, uniform = SweepCost.of(skewed, here, plan), SweepCost.of(A3B, *planned(8 * GIB))
     assert model.expert_bytes(1) < 0.2 * uniform.expert_bytes(1)
-    assert model.expert_bytes(512) == pytest.approx(uniform.expert_bytes(512), rel=1e-3)
+    assert model.expert_bytes(10**6) == pytest.approx(uniform.expert_bytes(10**6), rel=1e-3)
 
 
 def test_a_dataset_reads_what_all_its_sequences_touch_once_a_sweep():
@@ -212,3 +212,15 @@ def test_a_format_that_nobody_measured_is_as_fast_as_a_share_of_its_like():
     ram = machine(8 * GIB).ram
     for key, like in (("fp8", "int8"), ("mxfp4", "int4")):
         assert cost.decode_rate(ram, key) == pytest.approx(0.6 * cost.decode_rate(ram, like))
+
+
+def test_many_sequences_use_fewer_experts_where_some_are_used_more_than_others():
+    names = [module.name for module in A3B.modules if module.experts]
+    uses = tuple(1000 if i < 16 else 1 for i in range(128))
+    skewed = replace(A3B, uses=dict.fromkeys(names, uses))
+    for spec, share in ((A3B, touched(128, 8, 16)), (skewed, touched_measured(uses, 8, 16))):
+        here, plan = planned(8 * GIB, spec=spec, batch=16)
+        whole = sum(group.disk_bytes for group in routed(plan))
+        used = SweepCost.of(spec, here, plan).expert_bytes(16) / (1 - plan.predicted.expert_hit_rate) / whole
+        assert used == pytest.approx(share)
+    assert touched_measured(uses, 8, 16) < 0.2 < touched(128, 8, 16)

@@ -25,8 +25,10 @@ def test_the_object_has_what_the_interface_names_and_survives_json():
     for plan, shown in zip(plans, answer["plans"], strict=True):
         assert {"weights", "fits", "shortfall_bytes", "placement", "devices", "predicted"} <= set(shown)
         row = shown["placement"][0]
-        assert {"module", "bytes", "home", "compute", "format", "residency", "tensors", "reason"} <= set(row)
-        assert {"first_token_s", "token_s", "bottleneck", "disk_bytes_per_token"} <= set(shown["predicted"])
+        named = {"module", "bytes", "home", "compute", "format", "residency", "tensors", "reason"}
+        assert named | {"experts", "use"} == set(row)
+        named = {"first_token_s", "token_s", "bottleneck", "disk_bytes_per_token"}
+        assert named | {"expert_hit_rate"} == set(shown["predicted"])
         assert shown["devices"]["ram"]["total_bytes"] == plan.usage["ram"].total_bytes
         assert {"weights_bytes", "kv_bytes", "workspace_bytes", "capacity_bytes"} <= set(shown["devices"]["gpu0"])
 

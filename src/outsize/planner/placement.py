@@ -88,13 +88,15 @@ class Choice:
     """What one candidate tries.
 
     ``devices``: GPUs and ``ram`` in the order in which they are filled; a GPU that is not among them holds nothing.
-    ``start``: which blocks the GPUs take first. ``slots``: of the ring.
+    ``start``: which blocks the GPUs take first. ``slots``: of the ring. ``experts_to_gpus``: routed experts go to GPUs
+    first, wherever RAM stands in the order.
     """
 
     head: str
     devices: tuple[str, ...]
     start: Start
     slots: int
+    experts_to_gpus: bool = False
 
     @property
     def gpus(self) -> tuple[str, ...]:
@@ -195,7 +197,7 @@ def order_of(units: Sequence[Unit], choice: Choice) -> list[Unit]:
 def place_experts(order: Sequence[Unit], choice: Choice, space: Space, homes: dict[int, str]) -> None:
     """Give routed experts their homes; those on disk share the cache that the rest of RAM becomes."""
     rest = [unit for unit in order if unit.kind == "experts"]
-    for name in choice.devices:
+    for name in (*choice.gpus, "ram") if choice.experts_to_gpus else choice.devices:
         if name == "ram":
             if space.take("ram", sum(unit.ram_bytes for unit in rest)):
                 homes.update({unit.index: "ram" for unit in rest})

@@ -8,7 +8,7 @@ from itertools import product
 
 from outsize.machine import rates
 from outsize.planner import cost
-from outsize.planner.fill import Filling, expert_slots, fill
+from outsize.planner.fill import Filling, expert_slots, fill, ring_slot_bytes, room_left
 from outsize.planner.groups import groups_of
 from outsize.planner.placement import Choice, Start, Tier, Unit, computing, place
 from outsize.planner.problem import Problem, by_device
@@ -17,6 +17,7 @@ from outsize.planner.sweep_cost import SweepCost
 LEAST_SLOTS = 2  # one is read while the other computes
 MOST_SLOTS = 6
 STEP_BYTES = 64 * 1024
+MOST_COUNTS = 12  # of layers of experts on a GPU that are tried
 MOST_POSITIONS = 4  # of RAM among the GPUs, and of the last GPU in use, where many differ
 # A placement is compared by a token's seconds, and by the first token's shared among this many.
 TOKENS_PER_FIRST = 1000
@@ -71,8 +72,10 @@ def estimate_s(problem: Problem, homes: Sequence[str], filling: Filling, slots: 
             u.experts for u, home in zip(problem.units, homes, strict=True) if home == "ram"
         )
         missed = 1 - held / sum(unit.experts for unit in cached)
-        for unit in cached:  # what is in memory computes while the others are read
-            computes += max(cost.read_s(missed * unit.token_bytes, disk) - unit.decode_s["disk"], 0.0)
+        for unit in cached:  # all but the last to come compute while others are read
+            used = max(unit.experts * unit.token_bytes / unit.rest_bytes, 1.0)
+            meanwhile = unit.decode_s["disk"] * (1 - 1 / used)
+            computes += max(cost.read_s(missed * unit.token_bytes, disk) - meanwhile, 0.0)
     return max(reads, computes) + cost.hops_s(path) + reads / 20 + max(load, prefill) / TOKENS_PER_FIRST
 
 
@@ -93,10 +96,39 @@ def fastest(problem: Problem) -> Found | None:
             tried.append((Found(homes, filling, choice.slots, estimate), choice))
     if not tried:
         return None
+    tried += _fewer_experts_on_gpus(problem, tried)
     tried.sort(key=lambda one: one[0].estimate_s)
     near = [one for one in tried[:MOST_PREDICTED] if one[0].estimate_s <= tried[0][0].estimate_s * NEAR]
     best = min(near, key=lambda one: _score_s(problem, one[0])) if len(near) > 1 else near[0]
-    return _widen(problem, *best) if "disk" in best[0].homes else best[0]
+    return _widen(problem, *best) if ring_slot_bytes(problem, best[0].homes, best[0].filling) else best[0]
+
+
+def _fewer_experts_on_gpus(problem: Problem, tried: Sequence[tuple[Found, Choice]]) -> list[tuple[Found, Choice]]:
+    """The best of those tried, with fewer layers of experts on each GPU: a slow one may have room for too many."""
+    more: list[tuple[Found, Choice]] = []
+    for found, choice in sorted(tried, key=lambda one: one[0].estimate_s)[:MOST_PREDICTED]:
+        for gpu in problem.gpus:
+            there = [u.index for u in problem.units if u.experts and found.homes[u.index] == gpu.name]
+            for count in range(0, len(there), max(len(there) // MOST_COUNTS, 1)):
+                kept = set(there[:count])
+                homes = _without_gpu(problem, found.homes, {index for index in there if index not in kept}, choice)
+                filling = fill(problem, homes, choice.slots)
+                estimate = estimate_s(problem, homes, filling, choice.slots)
+                if estimate < found.estimate_s:
+                    more.append((Found(homes, filling, choice.slots, estimate), choice))
+    return more
+
+
+def _without_gpu(problem: Problem, homes: Sequence[str], leaving: set[int], choice: Choice) -> tuple[str, ...]:
+    """The homes with the experts of some layers off their GPU: all in RAM that no GPU has, or all in its cache."""
+    moved = ["disk" if index in leaving else home for index, home in enumerate(homes)]
+    others = [unit for unit in problem.units if unit.experts and not moved[unit.index].startswith("gpu")]
+    for unit in others:
+        moved[unit.index] = "disk"
+    if sum(unit.ram_bytes for unit in others) <= room_left(problem, moved, choice.slots)["ram"]:
+        for unit in others:
+            moved[unit.index] = "ram"
+    return tuple(moved)
 
 
 def _widen(problem: Problem, found: Found, choice: Choice) -> Found:
@@ -157,8 +189,9 @@ def _placed(problem: Problem, units: Sequence[Unit]) -> Iterator[tuple[tuple[str
         if not gpus and start != "first":
             continue
         heads = dict.fromkeys([*gpus[:1], *gpus[-1:], "ram", "disk"]) if has_head else ("ram",)
-        for head in heads:
-            choice = Choice(head, order, start, LEAST_SLOTS)
+        routed = any(unit.experts for unit in units) and order != (*gpus, "ram")
+        for head, experts_to_gpus in product(heads, (False, True) if routed else (False,)):
+            choice = Choice(head, order, start, LEAST_SLOTS, experts_to_gpus)
             homes = place(units, problem.ram, problem.gpus, choice)
             if homes is not None:
                 yield homes, choice

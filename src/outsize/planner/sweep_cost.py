@@ -11,7 +11,7 @@ from outsize.machine.machine import Machine
 from outsize.models.spec import ModelSpec, ModuleSpec
 from outsize.planner import cost, footprint
 from outsize.planner.plan import Plan, Prediction, Request, Weights
-from outsize.planner.routing import SCAN_SHARE, hit_rate, touched
+from outsize.planner.routing import hit_rate, scan_from, touched, touched_measured
 from outsize.planner.sweep_time import Step, first_sweep_s, steady_sweep_s
 from outsize.planner.weight_group import WeightGroup
 
@@ -184,7 +184,15 @@ class SweepCost:
         return steps + heads
 
     def _touched(self, group: WeightGroup, tokens: int) -> float:
-        return touched(group.experts, self._modules[group.module].per_token, tokens)
+        """Share of a layer's experts that so many tokens use: as they were used before, else as if uniformly."""
+        uses, per_token = self._spec.uses.get(group.module, ()), self._modules[group.module].per_token
+        if len(uses) != group.experts:
+            return touched(group.experts, per_token, tokens)
+        return _known_touched(tuple(uses), per_token, tokens)
+
+    def _scans(self, group: WeightGroup, tokens: int) -> bool:
+        """Whether so many tokens read a layer's experts in order, and ahead."""
+        return tokens >= scan_from(group.experts, self._modules[group.module].per_token)
 
     def _missed(self, group: WeightGroup, tokens: int, *, loaded: bool = True) -> float:
         """Share of a layer's experts that so many tokens touch and that are not in memory.
@@ -192,7 +200,7 @@ class SweepCost:
         What single tokens have used often is likely to be there; a pass over nearly all finds what the cache holds.
         """
         share = self._touched(group, tokens)
-        hits = self._held if share >= SCAN_SHARE else self.expert_hit_rate or 0.0
+        hits = self._held if self._scans(group, tokens) else self.expert_hit_rate or 0.0
         return share * (1 - hits) if loaded else share
 
     def _fetched(
@@ -206,10 +214,9 @@ class SweepCost:
         tokens = sum(self._tokens(place, turn) for turn in turns)
         missed = self._missed(group, tokens, loaded=loaded)
         read = cost.read_s(missed * group.disk_bytes, self._disk, self._machine.overheads)
-        share = self._touched(group, tokens)
-        if share >= SCAN_SHARE:
+        if self._scans(group, tokens):
             return read, compute_s
-        last = compute_s / max(share * group.experts, 1.0)  # of what was read last
+        last = compute_s / max(self._touched(group, tokens) * group.experts, 1.0)  # of what was read last
         return 0.0, max(read, compute_s - last) + last if read else compute_s
 
     def _group_s(self, place: int, turns: tuple[Turn, ...]) -> float:
@@ -295,4 +302,6 @@ def _hit_rate(spec: ModelSpec, modules: Sequence[ModuleSpec], cached_share: floa
     return _known_hit_rate(tuple(shares), sum(module.per_token for module in modules), round(cached_share, 3))
 
 
-_known_hit_rate = lru_cache(maxsize=64)(hit_rate)  # a search asks the same again and again
+# A search asks the same again and again.
+_known_hit_rate = lru_cache(maxsize=64)(hit_rate)
+_known_touched = lru_cache(maxsize=1024)(touched_measured)
